@@ -1,0 +1,342 @@
+"""The mathematics of SplitNet (Kim et al., ICML 2017): groups of classes and of features.
+
+Equation numbers are the paper's. An *indicator* tells how much each of D features (or classes)
+belongs to each of G groups: `[G, D]`, every column sums to 1. It is the softmax of a trainable
+`alpha [G, D]`. `groups = (unit_2, unit_3, logits)` runs from the input to the output; level L of
+the network (2, 3 = stages, 4 = classifier) has `groups[L - 2]` groups, level 1 is never split.
+
+Indicators, by the names of the published code (n residual units a stage):
+
+    classifier (level 4)    p1: its inputs          q1: the classes
+    unit_3     (level 3)    p2: its inputs          r21 .. r2n: inside its blocks   q2: its outputs
+    unit_2     (level 2)    p3: its inputs          r31 .. r3n: inside its blocks   q3: its outputs
+
+q2 is p1 with neighbouring groups added up and q3 is p2 treated likewise, so they are not free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+LEVELS = (2, 3, 4)  # the levels that can be split: unit_2, unit_3, logits
+
+
+# ---------------------------------------------------------------- which groups are possible
+
+
+def parse_groups(text: str) -> tuple[int, ...]:
+    """`'2-4-4'` -> `(2, 4, 4)`: unit_2, unit_3, logits."""
+    try:
+        groups = tuple(int(part) for part in text.split("-"))
+    except ValueError:
+        groups = ()
+    if len(groups) != len(LEVELS):
+        raise ValueError(f"groups are three numbers such as 2-4-4 (unit_2-unit_3-logits), not {text!r}")
+    return groups
+
+
+def format_groups(groups: Sequence[int]) -> str:
+    """`(2, 4, 4)` -> `'2-4-4'`."""
+    return "-".join(str(g) for g in groups)
+
+
+def check_groups(groups: Sequence[int], features: Sequence[int], num_classes: int) -> None:
+    """Raise ValueError unless `groups` can split levels with `features` inputs each."""
+    shown = format_groups(groups)
+    if len(groups) != len(LEVELS) or any(not isinstance(g, int) or g < 1 for g in groups):
+        raise ValueError(
+            f"groups are three whole numbers from 1 up (unit_2, unit_3, logits), got {tuple(groups)}"
+        )
+    if list(groups) != sorted(groups):
+        raise ValueError(
+            f"groups {shown} do not nest: a group divides into one or more groups of the next level, "
+            "so the numbers may not fall from unit_2 to unit_3 to logits (allowed: 1-2-2, 2-2-2, 2-4-4)"
+        )
+    if groups[-1] > num_classes:
+        raise ValueError(
+            f"groups {shown} split {num_classes} classes into {groups[-1]} groups: at most "
+            f"{num_classes} are possible"
+        )
+    for level, count, width in zip(LEVELS, groups, features, strict=True):
+        if count > width:
+            name = "logits" if level == 4 else f"unit_{level}"
+            raise ValueError(
+                f"groups {shown} split the {width} input features of {name} into {count} groups: "
+                f"at most {width} are possible; use fewer groups or a larger k"
+            )
+
+
+def merge_runs(num_groups: int, num_merged: int) -> list[range]:
+    """Divide `num_groups` neighbours into `num_merged` runs, the longer ones first.
+
+    3 -> 2 gives {0, 1}, {2}. Run m holds the sub-groups of super-group m.
+    """
+    if not 1 <= num_merged <= num_groups:
+        raise ValueError(f"{num_groups} groups cannot be merged into {num_merged}")
+    short, longer = divmod(num_groups, num_merged)
+    bounds = np.cumsum([0] + [short + (m < longer) for m in range(num_merged)])
+    return [range(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+# ---------------------------------------------------------------- soft assignments
+
+
+def soft_assignment(alpha: tf.Tensor) -> tf.Tensor:
+    """Indicator `[G, D]` of `alpha [G, D]`: a softmax over the groups, eq. (3)."""
+    return tf.nn.softmax(alpha, axis=0)
+
+
+def merge(q: tf.Tensor, num_merged: int) -> tf.Tensor:
+    """Add up neighbouring groups: indicator `[G, D]` -> `[num_merged, D]`."""
+    if q.shape[0] == num_merged:
+        return q
+    sizes = [len(run) for run in merge_runs(q.shape[0], num_merged)]
+    return tf.stack([tf.reduce_sum(part, axis=0) for part in tf.split(q, sizes)])
+
+
+def overlap(q: tf.Tensor) -> tf.Tensor:
+    """R_D, eq. (5), of an indicator `[G, D]`: sum over i<j of <q_i, q_j>, 1 when uniform.
+
+    The pairs' sum is half of (|sum_g q_g|^2 - sum_g |q_g|^2), and the columns of q sum to 1.
+    """
+    num_groups, size = q.shape
+    pairs = (tf.reduce_sum(tf.square(tf.reduce_sum(q, axis=0))) - tf.reduce_sum(tf.square(q))) / 2
+    return pairs / (size * (num_groups - 1) / (2 * num_groups))
+
+
+def uniform(q: tf.Tensor) -> tf.Tensor:
+    """R_E, eq. (6), of an indicator `[G, D]`: squared group sizes, 1 when balanced, G at worst."""
+    num_groups, size = q.shape
+    return tf.reduce_sum(tf.square(tf.reduce_sum(q, axis=1))) / (size**2 / num_groups)
+
+
+def _sqrt(x: tf.Tensor) -> tf.Tensor:
+    """Square root whose gradient at 0 is 0: a saturated indicator empties rows and columns."""
+    positive = x > 0
+    return tf.where(positive, tf.sqrt(tf.where(positive, x, 1.0)), 0.0)
+
+
+def weight_split(kernel: tf.Tensor, p: tf.Tensor, q: tf.Tensor) -> tf.Tensor:
+    """R_W, eq. (4), of one layer: the weights that join different groups, 1 when uniform.
+
+    Args:
+        kernel: `[f, f, D, K]` of a convolution or `[D, K]` of a fully connected layer.
+        p: indicator `[G, D]` of its inputs.
+        q: indicator `[G, K]` of its outputs.
+
+    The norms of rows and columns are those of S = mean over f, f of squared weights: with Q_g diagonal,
+    row d of (I - P_g) W Q_g has the norm (1 - p_gd) sqrt(sum_k S_dk q_gk^2), so that two small matrix
+    products serve all groups at once.
+    """
+    kernel = tf.cast(kernel, tf.float32)
+    fan = int(np.prod(kernel.shape[:-1]))  # f * f * D
+    if len(kernel.shape) == 4:
+        kernel2 = tf.reduce_mean(tf.square(kernel), axis=(0, 1))  # S: (D, K)
+    else:
+        kernel2 = tf.square(kernel)
+    num_groups, (num_in, num_out) = p.shape[0], kernel2.shape
+    rows = (1 - p) * _sqrt(tf.matmul(tf.square(q), kernel2, transpose_b=True))  # (G, D)
+    columns = (1 - q) * _sqrt(tf.matmul(tf.square(p), kernel2))  # (G, K)
+    value = tf.reduce_sum(rows) / (num_in * num_out**0.5)
+    value += tf.reduce_sum(columns) / (num_out * num_in**0.5)
+    # What a uniform indicator gives on weights as they are drawn, N(0, 1 / (f * f * D)).
+    return value / (2 * (num_groups - 1) / num_groups * fan**-0.5)
+
+
+# ---------------------------------------------------------------- the network's indicators
+
+
+def indicator_name(level: int, unit: int | None = None) -> str:
+    """`p1`, `p2`, `p3`: the inputs of a level; `r2I`, `r3I`: inside its block `unit`."""
+    return f"p{5 - level}" if unit is None else f"r{5 - level}{unit + 1}"
+
+
+def indicator_shapes(config) -> dict[str, tuple[int, int]]:
+    """(G, D) of every free indicator of a `resnet.NetworkConfig`, from the input to the output."""
+    shapes = {}
+    for level, num_groups in zip(LEVELS, config.groups, strict=True):
+        if num_groups == 1:
+            continue
+        shapes[indicator_name(level)] = (num_groups, config.features(level - 1))
+        if level == 4:
+            shapes["q1"] = (num_groups, config.num_classes)
+        else:
+            for unit in range(config.num_residual_units):
+                shapes[indicator_name(level, unit)] = (num_groups, config.features(level))
+    return shapes
+
+
+def soft_assignments(net) -> dict[str, tf.Tensor]:
+    """Every indicator of a dense network by name, the merged outputs q2 and q3 included."""
+    soft = {name: soft_assignment(alpha) for name, alpha in net.alphas.items()}
+    for level, num_groups in zip((2, 3), net.config.groups[:2], strict=True):
+        if num_groups > 1:
+            soft[f"q{5 - level}"] = merge(soft[indicator_name(level + 1)], num_groups)
+    return soft
+
+
+def split_layers(net) -> Iterator[tuple[tf.Variable, str, str]]:
+    """(kernel, input indicator, output indicator) of every split layer, in network order."""
+    for level, num_groups in zip((2, 3), net.config.groups[:2], strict=True):
+        if num_groups == 1:
+            continue
+        outputs = f"q{5 - level}"
+        for unit, block in enumerate(net.stage(level)):
+            inputs = indicator_name(level) if unit == 0 else outputs
+            inner = indicator_name(level, unit)
+            if block.shortcut is not None:
+                yield block.shortcut.kernel, inputs, outputs
+            yield block.conv_1.kernel, inputs, inner
+            yield block.conv_2.kernel, inner, outputs
+    if net.config.groups[2] > 1:
+        yield net.logits.fc.weights, "p1", "q1"
+
+
+def regularizer_terms(net) -> dict[str, list[tf.Tensor]]:
+    """The single values behind `regularizers`, in network order; empty lists if nothing is split."""
+    soft = soft_assignments(net)
+    free = [name for name in net.alphas if name not in ("p1", "q1")]
+
+    def per_indicator(term) -> list[tf.Tensor]:
+        values = [term(soft[name]) for name in free]
+        if "p1" in soft:  # the classifier's two share one value
+            values.append((term(soft["p1"]) + term(soft["q1"])) / 2)
+        return values
+
+    return {
+        "overlap": per_indicator(overlap),
+        "weight_split": [weight_split(w, soft[p], soft[q]) for w, p, q in split_layers(net)],
+        "uniform": per_indicator(uniform),
+    }
+
+
+def regularizers(net, weighted: bool = True) -> dict[str, tf.Tensor]:
+    """The three terms of eq. (2) for a dense network, each a float32 scalar without its gamma.
+
+    Args:
+        net: a `resnet.ResNet`.
+        weighted: combine the layers' R_W weighted by their own values (no gradient through the
+            weights), so that the least separated layers are pushed most; else their mean.
+
+    Returns:
+        `overlap` (R_D), `weight_split` (R_W) and `uniform` (R_E): each is 1 for uniform indicators on
+        newly drawn weights, and all are 0 where nothing is split.
+    """
+    terms = regularizer_terms(net)
+    if not terms["overlap"]:
+        return {name: tf.zeros([]) for name in terms}
+    means = {name: tf.reduce_mean(tf.stack(values)) for name, values in terms.items()}
+    if weighted:
+        values = tf.stack(terms["weight_split"])
+        weights = tf.stop_gradient(values)
+        means["weight_split"] = tf.math.divide_no_nan(
+            tf.reduce_sum(weights * values), tf.reduce_sum(weights)
+        )
+    return means
+
+
+def sharpness(net) -> dict[str, float]:
+    """Mean largest share of each free indicator's columns: 1/G when uniform, 1 when decided."""
+    return {
+        name: float(tf.reduce_mean(tf.reduce_max(soft_assignment(alpha), axis=0)))
+        for name, alpha in net.alphas.items()
+    }
+
+
+# ---------------------------------------------------------------- hard partitions
+
+
+def hard_assignments(net) -> dict[str, np.ndarray]:
+    """The group (argmax of the column) of every feature and class, `[D]` for each free indicator.
+
+    Raises:
+        ValueError: a group is empty, so that a branch would have no features or no classes.
+    """
+    assignment = {}
+    for name, alpha in net.alphas.items():
+        assignment[name] = np.argmax(alpha.numpy(), axis=0)
+        sizes = np.bincount(assignment[name], minlength=alpha.shape[0])
+        if not sizes.all():
+            raise ValueError(
+                f"indicator {name} leaves group {int(np.argmin(sizes))} empty (sizes "
+                f"{'/'.join(map(str, sizes))}), so the network cannot be cut: group again with a "
+                "larger gamma3 (the balance term), or for longer"
+            )
+    return assignment
+
+
+def merged_assignments(config, assignment: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`assignment` with the outputs q2 and q3 added: the super-group of each feature's sub-group."""
+    merged = dict(assignment)
+    for level, num_groups, num_children in zip((2, 3), config.groups, config.groups[1:], strict=False):
+        if num_groups > 1:
+            runs = merge_runs(num_children, num_groups)
+            parent = np.repeat(np.arange(num_groups), [len(run) for run in runs])
+            merged[f"q{5 - level}"] = parent[assignment[indicator_name(level + 1)]]
+    return merged
+
+
+class Partition:
+    """Which of the dense network's channels and classes each group owns, level by level.
+
+    `assignment` holds the group of every feature (`hard_assignments`). Without it nothing is
+    split, and the one group of each level owns everything. A group's output features are those of
+    its sub-groups one after the other, so that groups nest and each sub-group reads a contiguous slice.
+    """
+
+    def __init__(self, config, assignment: dict[str, np.ndarray] | None = None):
+        self.config = config
+        self.assignment = {
+            name: np.asarray(of, np.int64) for name, of in (assignment or {}).items()
+        }
+        self.groups = {1: 1} | dict(
+            zip(LEVELS, config.groups if assignment else (1, 1, 1), strict=True)
+        )
+        if assignment:
+            self._check()
+
+    def _check(self) -> None:
+        shapes = indicator_shapes(self.config)
+        if list(shapes) != list(self.assignment):
+            raise ValueError(
+                f"groups {format_groups(self.config.groups)} need the indicators {list(shapes)}, "
+                f"got {list(self.assignment)}"
+            )
+        for name, (num_groups, size) in shapes.items():
+            of = self.assignment[name]
+            if of.shape != (size,) or set(of.tolist()) != set(range(num_groups)):
+                raise ValueError(
+                    f"indicator {name} must put {size} features into the groups 0 to "
+                    f"{num_groups - 1}, none of them empty; got {of.shape[0]} features in groups "
+                    f"{sorted(set(of.tolist()))}"
+                )
+
+    def _members(self, name: str, group: int, size: int) -> np.ndarray:
+        if name not in self.assignment:
+            return np.arange(size)
+        return np.flatnonzero(self.assignment[name] == group)
+
+    def children(self, level: int, group: int) -> range:
+        """The groups of the next level that `group` divides into."""
+        return merge_runs(self.groups[level + 1], self.groups[level])[group]
+
+    def inputs(self, level: int, group: int) -> np.ndarray:
+        """Channels that the group reads from the level below it."""
+        return self._members(indicator_name(level), group, self.config.features(level - 1))
+
+    def inner(self, level: int, unit: int, group: int) -> np.ndarray:
+        """Channels between the two convolutions of block `unit`."""
+        return self._members(indicator_name(level, unit), group, self.config.features(level))
+
+    def outputs(self, level: int, group: int) -> np.ndarray:
+        """Channels that the group computes, its sub-groups' one after the other."""
+        if self.groups[level] == 1:  # the trunk keeps the dense network's order
+            return np.arange(self.config.features(level))
+        return np.concatenate([self.inputs(level + 1, g) for g in self.children(level, group)])
+
+    def classes(self, group: int) -> np.ndarray:
+        """Classes of a group of the classifier."""
+        return self._members("q1", group, self.config.num_classes)

@@ -1,0 +1,438 @@
+"""The Wide ResNet of SplitNet: dense while it learns its groups, a tree once it is cut.
+
+Both networks are made of the same `Branch`: the layers that one group owns, from one level of the network
+down to where the tree forks. The dense network is a single branch that owns every channel. Levels: 1 is
+`init_conv` and `unit_1`, 2 and 3 are `unit_2` and `unit_3`, 4 is `unit_last` and `logits`.
+
+Variable names are those of the published TensorFlow 1 code and, at the same time, the path of
+attributes: `net.unit_2_0.conv_1.kernel` is `unit_2_0/conv_1/kernel`. The layers of branch B of a tree are below
+`branch_B/`, the trunk's bear the names that they had in the dense network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+import grouping
+
+IMAGE_SIZE = 32
+BN_DECAY = 0.9
+BN_EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """What defines a network: WRN-(6n+4)-k for n residual units in each of three stages.
+
+    Attributes:
+        num_residual_units: n; 2 gives WRN-16.
+        k: widening factor; 16k, 32k and 64k filters (a fraction is allowed if 16k is whole).
+        num_classes: number of logits.
+        groups: groups of (unit_2, unit_3, logits); 1 means not split.
+        dropout_keep_prob: for the inputs of split layers, in training.
+        bn_no_scale: do not train the scale (gamma) of the blocks' batch normalization.
+    """
+
+    num_residual_units: int = 2
+    k: float = 8
+    num_classes: int = 100
+    groups: tuple[int, int, int] = (1, 1, 1)
+    dropout_keep_prob: float = 1.0
+    bn_no_scale: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "groups", tuple(self.groups))
+        if self.num_residual_units < 1 or self.num_residual_units != int(self.num_residual_units):
+            raise ValueError(
+                f"num_residual_units must be a whole number from 1 up, got {self.num_residual_units}"
+            )
+        if self.k <= 0 or 16 * self.k != int(16 * self.k):
+            raise ValueError(f"k must be positive and 16 * k a whole number of filters, got {self.k}")
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
+        if not 0 < self.dropout_keep_prob <= 1:
+            raise ValueError(
+                f"dropout_keep_prob must be above 0 and at most 1, got {self.dropout_keep_prob}"
+            )
+        widths = [self.features(level - 1) for level in grouping.LEVELS]
+        grouping.check_groups(self.groups, widths, self.num_classes)
+
+    def features(self, level: int) -> int:
+        """Number of output features of level 0 (`init_conv`), 1, 2 or 3."""
+        return 16 if level == 0 else int(16 * self.k) * 2 ** (level - 1)
+
+    @property
+    def name(self) -> str:
+        """The usual name, such as WRN-16-8."""
+        return f"WRN-{6 * self.num_residual_units + 4}-{self.k:g}"
+
+
+# ---------------------------------------------------------------- layers
+
+
+def _normal(name: str, shape: tuple[int, ...], stddev: float, seed: int) -> tf.Tensor:
+    """Gaussian values that depend on the seed and the variable's name alone."""
+    return stddev * tf.random.stateless_normal(shape, seed=[seed, zlib.crc32(name.encode())])
+
+
+class Conv(tf.Module):
+    """Convolution without bias, SAME padding; owns the listed channels of the dense network's."""
+
+    def __init__(self, name, size, inputs, outputs, resolution, stride=1, seed=0):
+        super().__init__()
+        self.inputs, self.outputs = np.asarray(inputs), np.asarray(outputs)
+        self.stride, self.resolution = stride, resolution
+        shape = (size, size, len(inputs), len(outputs))
+        name = f"{name}/kernel"
+        stddev = (size * size * len(inputs)) ** -0.5
+        self.kernel = tf.Variable(_normal(name, shape, stddev, seed), name=name)
+
+    def __call__(self, x):
+        kernel = tf.cast(self.kernel, x.dtype)
+        return tf.nn.conv2d(x, kernel, strides=self.stride, padding="SAME")  # (B, H, W, K)
+
+    def cut(self, dense: Conv) -> None:
+        """Take the weights that this layer has in the dense network."""
+        self.kernel.assign(dense.kernel.numpy()[:, :, self.inputs[:, None], self.outputs])
+
+    def count(self) -> tuple[int, int]:
+        weights = int(np.prod(self.kernel.shape))
+        return weights, 2 * weights * self.resolution**2
+
+
+class BatchNorm(tf.Module):
+    """Batch normalization with the biased variance, in the batch and in the moving average."""
+
+    def __init__(self, name, channels, train_scale=True):
+        super().__init__()
+        self.channels = np.asarray(channels)
+        zeros, ones = tf.zeros(len(channels)), tf.ones(len(channels))
+        self.gamma = tf.Variable(ones, name=f"{name}/gamma", trainable=train_scale)
+        self.beta = tf.Variable(zeros, name=f"{name}/beta")
+        self.mu = tf.Variable(zeros, name=f"{name}/mu", trainable=False)
+        self.sigma = tf.Variable(ones, name=f"{name}/sigma", trainable=False)  # a variance
+
+    def __call__(self, x, training):
+        if not training:
+            return self._fused(x, mean=self.mu, variance=self.sigma, is_training=False)[0]
+        y, mean, variance = self._fused(x, is_training=True)
+        # The kernel normalizes by the biased variance but hands back the unbiased one.
+        count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
+        variance *= (count - 1) / count
+        self.mu.assign_sub((1 - BN_DECAY) * (self.mu - mean))
+        self.sigma.assign_sub((1 - BN_DECAY) * (self.sigma - variance))
+        return y
+
+    def _fused(self, x, **statistics):
+        return tf.compat.v1.nn.fused_batch_norm(
+            x, self.gamma, self.beta, epsilon=BN_EPSILON, **statistics
+        )
+
+    def cut(self, dense: BatchNorm) -> None:
+        """Take the parameters and statistics that these channels have in the dense network."""
+        for name in ("gamma", "beta", "mu", "sigma"):
+            getattr(self, name).assign(getattr(dense, name).numpy()[self.channels])
+
+    def count(self) -> tuple[int, int]:
+        return 0, 0  # not counted, as in the paper
+
+
+class Linear(tf.Module):
+    """Fully connected layer with bias, in float32."""
+
+    def __init__(self, name, inputs, outputs, seed=0):
+        super().__init__()
+        self.inputs, self.outputs = np.asarray(inputs), np.asarray(outputs)
+        shape = (len(inputs), len(outputs))
+        weights = _normal(f"{name}/weights", shape, len(inputs) ** -0.5, seed)
+        self.weights = tf.Variable(weights, name=f"{name}/weights")
+        self.biases = tf.Variable(tf.zeros(len(outputs)), name=f"{name}/biases")
+
+    def __call__(self, x):
+        return tf.matmul(x, self.weights) + self.biases  # (B, K)
+
+    def cut(self, dense: Linear) -> None:
+        """Take the weights that this layer has in the dense network."""
+        self.weights.assign(dense.weights.numpy()[self.inputs[:, None], self.outputs])
+        self.biases.assign(dense.biases.numpy()[self.outputs])
+
+    def count(self) -> tuple[int, int]:
+        num_in, num_out = self.weights.shape
+        return (num_in + 1) * num_out, 2 * (num_in + 1) * num_out
+
+
+class Dropout:
+    """Inverted dropout, a pure function of (seed, step) and of the layer's name."""
+
+    def __init__(self, name: str, keep_prob: float):
+        self.name, self.keep_prob = name, keep_prob
+
+    def __call__(self, x, training, seed):
+        if not training or self.keep_prob == 1:
+            return x
+        if seed is None:
+            raise ValueError(
+                f"training with dropout_keep_prob={self.keep_prob} needs dropout_seed=(seed, step)"
+            )
+        seed = tf.random.experimental.stateless_fold_in(seed, zlib.crc32(self.name.encode()))
+        return tf.nn.experimental.stateless_dropout(x, rate=1 - self.keep_prob, seed=seed)
+
+
+class Block(tf.Module):
+    """Pre-activation residual block: BN, ReLU, 3x3 convolution, twice."""
+
+    def __init__(self, name, config, inputs, inner, outputs, resolution, first, dropout, seed):
+        super().__init__()
+        stride = 2 if first and resolution < IMAGE_SIZE else 1
+        train_scale = not config.bn_no_scale
+        keep_prob = config.dropout_keep_prob if dropout else 1
+        self.bn_1 = BatchNorm(f"{name}/bn_1", inputs, train_scale)
+        self.dropout_1 = Dropout(f"{name}/dropout_1", keep_prob)
+        self.conv_1 = Conv(f"{name}/conv_1", 3, inputs, inner, resolution, stride, seed)
+        self.bn_2 = BatchNorm(f"{name}/bn_2", inner, train_scale)
+        self.dropout_2 = Dropout(f"{name}/dropout_2", keep_prob)
+        self.conv_2 = Conv(f"{name}/conv_2", 3, inner, outputs, resolution, 1, seed)
+        self.first = first
+        self.shortcut = None  # the identity
+        if first and (stride > 1 or len(inputs) != len(outputs)):
+            self.shortcut = Conv(f"{name}/shortcut", 1, inputs, outputs, resolution, stride, seed)
+
+    def __call__(self, x, training, dropout_seed):
+        h = tf.nn.relu(self.bn_1(x, training))
+        h = self.dropout_1(h, training, dropout_seed)
+        y = tf.nn.relu(self.bn_2(self.conv_1(h), training))
+        y = self.conv_2(self.dropout_2(y, training, dropout_seed))
+        if self.shortcut is not None:
+            return y + self.shortcut(h)
+        return y + (h if self.first else x)
+
+
+# ---------------------------------------------------------------- networks
+
+
+class Branch(tf.Module):
+    """The layers of one group from `level` down to the next fork, and the branches behind it.
+
+    A branch without a fork ends in `logits` for its own `classes`. Where the trunk forks, the branches gather
+    their channels from it once; at deeper forks they take contiguous slices.
+    """
+
+    def __init__(self, config, partition: grouping.Partition, level=1, group=0, prefix="", seed=0):
+        super().__init__()
+        self.config = config
+        self.first_level, self.last_level = level, level - 1  # its stages; none where only the head forks
+        self.fork_order = None  # channels of a trunk in the order in which its branches read them
+        self.num_branches = 0
+        if level == 1:
+            resolution, filters = IMAGE_SIZE, np.arange(config.features(0))
+            self.init_conv = Conv(
+                f"{prefix}init_conv", 3, range(3), filters, resolution, seed=seed
+            )
+        while level < 4:
+            self._add_stage(partition, level, group, prefix, seed)
+            below, level = level, level + 1
+            children = partition.children(below, group)
+            if len(children) > 1:
+                self._fork(partition, level, children, prefix, seed)
+                return
+            group = children[0]
+        self._add_head(partition, group, prefix, seed)
+
+    def _add_stage(self, partition, level, group, prefix, seed):
+        self.last_level = level
+        resolution = IMAGE_SIZE >> (level - 1)
+        inputs = partition.inputs(level, group) if level > 1 else np.arange(self.config.features(0))
+        outputs = partition.outputs(level, group)
+        split = level > 1 and self.config.groups[level - 2] > 1
+        for unit in range(self.config.num_residual_units):
+            name = f"unit_{level}_{unit}"
+            inner = partition.inner(level, unit, group)
+            block = Block(
+                prefix + name, self.config, inputs, inner, outputs,
+                resolution, unit == 0, split, seed,
+            )  # fmt: skip
+            setattr(self, name, block)
+            inputs = outputs
+
+    def _fork(self, partition, level, children, prefix, seed):
+        reads = [partition.inputs(level, group) for group in children]
+        self.fork_sizes = [len(channels) for channels in reads]
+        if partition.groups[level - 1] == 1:
+            self.fork_order = np.concatenate(reads)
+        self.num_branches = len(children)
+        for number, group in enumerate(children):
+            name = f"branch_{number}"
+            branch = Branch(self.config, partition, level, group, f"{prefix}{name}/", seed)
+            setattr(self, name, branch)
+
+    def _add_head(self, partition, group, prefix, seed):
+        inputs, self.classes = partition.inputs(4, group), partition.classes(group)
+        keep_prob = self.config.dropout_keep_prob if self.config.groups[2] > 1 else 1
+        self.dropout = Dropout(f"{prefix}logits/dropout", keep_prob)
+        self.unit_last, self.logits = tf.Module(), tf.Module()
+        self.unit_last.bn = BatchNorm(f"{prefix}unit_last/bn", inputs)
+        self.logits.fc = Linear(f"{prefix}logits/fc", inputs, self.classes, seed)
+
+    def stage(self, level: int) -> list[Block]:
+        """The blocks of unit_1, unit_2 or unit_3, in order."""
+        units = range(self.config.num_residual_units)
+        return [getattr(self, f"unit_{level}_{unit}") for unit in units]
+
+    @property
+    def branches(self) -> list[Branch]:
+        """The branches behind the fork, if there is one."""
+        return [getattr(self, f"branch_{number}") for number in range(self.num_branches)]
+
+    def leaves(self) -> Iterator[Branch]:
+        """The branches that end in logits, from the first to the last group."""
+        if not self.num_branches:
+            yield self
+        for branch in self.branches:
+            yield from branch.leaves()
+
+    def layers(self) -> Iterator[Conv | BatchNorm | Linear]:
+        """Every layer that holds weights, here and behind the fork."""
+        for module in self.submodules:
+            if isinstance(module, Conv | BatchNorm | Linear):
+                yield module
+
+    def features(self, x, training=False, dropout_seed=None):
+        """This branch's own blocks: images or features in, features `[B, H, W, C]` out."""
+        if self.first_level == 1:
+            x = self.init_conv(x)
+        for level in range(self.first_level, self.last_level + 1):
+            for block in self.stage(level):
+                x = block(x, training, dropout_seed)
+        return x
+
+    def fork(self, x) -> list[tf.Tensor]:
+        """What each branch behind the fork reads of the features `[B, H, W, C]`."""
+        if self.fork_order is not None:
+            x = tf.gather(x, self.fork_order, axis=-1)
+        return tf.split(x, self.fork_sizes, axis=-1)
+
+    def leaf_logits(self, x, training=False, dropout_seed=None) -> list[tf.Tensor]:
+        """Logits `[B, classes of the leaf]` of every leaf, from the first to the last group."""
+        x = self.features(x, training, dropout_seed)
+        if not self.num_branches:
+            x = tf.nn.relu(self.unit_last.bn(x, training))
+            x = tf.reduce_mean(tf.cast(x, tf.float32), axis=(1, 2))  # (B, C)
+            return [self.logits.fc(self.dropout(x, training, dropout_seed))]
+        logits = []
+        for branch, part in zip(self.branches, self.fork(x), strict=True):
+            logits += branch.leaf_logits(part, training, dropout_seed)
+        return logits
+
+
+class _Network(Branch):
+    """What the dense network and the tree have in common."""
+
+    def __call__(self, images, training=False, dropout_seed=None):
+        """Logits of a batch.
+
+        Args:
+            images: `[B, 32, 32, 3]`, standardized. Their dtype (float32 or bfloat16) is the precision in which
+                the convolutions compute; statistics, classifier and logits are float32.
+            training: use the batch's statistics, update the moving ones, apply dropout.
+            dropout_seed: `(seed, step)`, needed in training where dropout_keep_prob < 1.
+
+        Returns:
+            float32 `[B, num_classes]`, in the order of the labels.
+        """
+        logits = self.leaf_logits(images, training, dropout_seed)
+        return self.in_label_order(logits)
+
+    def in_label_order(self, leaf_logits: list[tf.Tensor]) -> tf.Tensor:
+        """Join the leaves' logits and put them into the order of the labels."""
+        if len(leaf_logits) == 1:
+            return leaf_logits[0]
+        classes = np.concatenate([leaf.classes for leaf in self.leaves()])
+        return tf.gather(tf.concat(leaf_logits, axis=1), np.argsort(classes), axis=1)
+
+    @property
+    def decayed_variables(self) -> list[tf.Variable]:
+        """Convolution kernels and fully connected weights, which weight decay applies to."""
+        layers = [layer for layer in self.layers() if not isinstance(layer, BatchNorm)]
+        return [x.weights if isinstance(x, Linear) else x.kernel for x in layers]
+
+
+class ResNet(_Network):
+    """The dense network, with the alphas of its groups where `config.groups` has any."""
+
+    def __init__(self, config: NetworkConfig, seed: int = 0):
+        super().__init__(config, grouping.Partition(config), seed=seed)
+        self.group = tf.Module()
+        for name, shape in grouping.indicator_shapes(config).items():
+            split = tf.Module()
+            path = f"group/split_{name}/alpha"
+            split.alpha = tf.Variable(_normal(path, shape, 0.01, seed), name=path)
+            setattr(self.group, f"split_{name}", split)
+
+    @property
+    def alphas(self) -> dict[str, tf.Variable]:
+        """alpha `[G, D]` of every free indicator by its name, from the input to the output."""
+        names = grouping.indicator_shapes(self.config)
+        return {name: getattr(self.group, f"split_{name}").alpha for name in names}
+
+
+class SplitResNet(_Network):
+    """The tree: a trunk and branches that share no weights and exchange nothing.
+
+    Args:
+        config: the network that was cut.
+        assignment: group of every feature and class (`grouping.hard_assignments`).
+    """
+
+    def __init__(self, config: NetworkConfig, assignment: dict[str, np.ndarray], seed: int = 0):
+        partition = grouping.Partition(config, assignment)
+        self.assignment = partition.assignment
+        super().__init__(config, partition, seed=seed)
+
+
+def split(net: ResNet) -> SplitResNet:
+    """Cut a dense network into the tree of its hard groups.
+
+    The tree computes what the dense network does once every weight between different groups is zero: the same
+    pre-activation blocks, batch normalization parameters and moving statistics.
+
+    Raises:
+        ValueError: a group is empty; names the indicator.
+    """
+    tree = SplitResNet(net.config, grouping.hard_assignments(net))
+    dense = {_path(layer): layer for layer in net.layers()}
+    for layer in tree.layers():
+        layer.cut(dense[re.sub(r"branch_\d+/", "", _path(layer))])
+    return tree
+
+
+def mask(net: ResNet) -> None:
+    """Set every weight of the dense network between different groups to zero, in place.
+
+    Raises:
+        ValueError: a group is empty; names the indicator.
+    """
+    groups = grouping.merged_assignments(net.config, grouping.hard_assignments(net))
+    for kernel, inputs, outputs in grouping.split_layers(net):
+        same = groups[inputs][:, None] == groups[outputs]  # (D, K)
+        kernel.assign(kernel * same.astype(np.float32))
+
+
+def _path(layer: tf.Module) -> str:
+    """Name of a layer, which its variables bear."""
+    return layer.variables[0].name.rpartition("/")[0]
+
+
+def count(net: ResNet | SplitResNet) -> tuple[int, int]:
+    """Weights and FLOPs per image of either network.
+
+    Convolution kernels, fully connected weights and biases; 2 FLOPs per multiply-add, (in + 1) * out * 2 for the
+    fully connected layer. WRN-16-8: (11000340, 3096383688).
+    """
+    weights, flops = zip(*(layer.count() for layer in net.layers()), strict=True)
+    return sum(weights), sum(flops)
