@@ -12,6 +12,7 @@ attributes: `net.unit_2_0.conv_1.kernel` is `unit_2_0/conv_1/kernel`. The layers
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import zlib
 from collections.abc import Iterator
@@ -436,3 +437,102 @@ def count(net: ResNet | SplitResNet) -> tuple[int, int]:
     """
     weights, flops = zip(*(layer.count() for layer in net.layers()), strict=True)
     return sum(weights), sum(flops)
+
+
+# ---------------------------------------------------------------- a network's description
+
+
+def describe(net: ResNet | SplitResNet) -> dict:
+    """What a checkpoint says about its network, in JSON's types: `build` makes it again."""
+    description = {"network": "dense", "config": dataclasses.asdict(net.config)}
+    if isinstance(net, SplitResNet):
+        description["network"] = "tree"
+        description["assignment"] = {name: of.tolist() for name, of in net.assignment.items()}
+    return description
+
+
+def build(description: dict, seed: int = 0) -> ResNet | SplitResNet:
+    """The network of a description, with newly drawn weights."""
+    config = NetworkConfig(**description["config"])
+    if description["network"] == "tree":
+        return SplitResNet(config, description["assignment"], seed)
+    return ResNet(config, seed)
+
+
+def describe_published(tensors: dict[str, np.ndarray]) -> dict:
+    """Description of a TensorFlow 1 checkpoint of the published code, from its names and shapes.
+
+    Raises:
+        ValueError: the checkpoint holds no such network.
+    """
+    try:
+        groups = [
+            tensors[f"group/split_{name}/alpha"].shape[0]
+            if f"group/split_{name}/alpha" in tensors
+            else 1
+            for name in ("p3", "p2", "p1")
+        ]
+        units = [name for name in tensors if re.fullmatch(r"unit_1_\d+/conv_1/kernel", name)]
+        filters = tensors["unit_1_0/conv_1/kernel"].shape[-1]
+        config = NetworkConfig(
+            num_residual_units=len(units),
+            k=filters / 16 if filters % 16 else filters // 16,
+            num_classes=tensors["logits/fc/biases"].shape[0],
+            groups=groups,
+        )
+    except KeyError as error:
+        raise ValueError(f"no Wide ResNet in it: {error} is missing") from None
+    return {"network": "dense", "config": dataclasses.asdict(config)}
+
+
+def from_checkpoint(tensors: dict[str, np.ndarray], **changes) -> tuple[ResNet | SplitResNet, dict]:
+    """The network in a checkpoint's tensors, ours or the published code's, and its description.
+
+    Args:
+        tensors: by name, as `utils.read_checkpoint` gives them.
+        changes: fields of the `NetworkConfig` to replace, such as dropout_keep_prob.
+
+    Raises:
+        ValueError: the tensors are not those of the network that they describe.
+    """
+    if "description" in tensors:
+        description = json.loads(tensors["description"])
+        weights = {n.removeprefix("net/"): t for n, t in tensors.items() if n.startswith("net/")}
+    else:
+        description = describe_published(tensors)
+        weights = {n: t for n, t in tensors.items() if "/" in n and not n.endswith("/Momentum")}
+    description["config"] |= changes
+    net = build(description)
+    load_weights(net, weights)
+    return net, description
+
+
+def load_weights(net: ResNet | SplitResNet, tensors: dict[str, np.ndarray]) -> None:
+    """Assign every variable of `net` from tensors by name; names and shapes must agree exactly.
+
+    Raises:
+        ValueError: tells which variables are missing, left over or of another shape.
+    """
+    variables = {variable.name.split(":")[0]: variable for variable in net.variables}
+    missing, extra = sorted(variables.keys() - tensors), sorted(tensors.keys() - variables)
+    if missing or extra:
+        raise ValueError(
+            f"another network's weights: {len(missing)} variables are missing {missing[:3]}, "
+            f"{len(extra)} are left over {extra[:3]}"
+        )
+    for name, variable in variables.items():
+        if tensors[name].shape != variable.shape:
+            raise ValueError(
+                f"another network's weights: {name} has the shape {list(tensors[name].shape)}, "
+                f"expected {variable.shape.as_list()}"
+            )
+    for name, variable in variables.items():
+        variable.assign(tensors[name])
+
+
+def class_groups(net: ResNet | SplitResNet) -> list[np.ndarray]:
+    """Classes of each group: of a tree's leaves, or as a grouped dense network stands now."""
+    if isinstance(net, ResNet) and "q1" in net.alphas:
+        group_of = np.argmax(net.alphas["q1"].numpy(), axis=0)
+        return [np.flatnonzero(group_of == g) for g in range(net.config.groups[2])]
+    return [leaf.classes for leaf in net.leaves()]

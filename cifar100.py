@@ -1,0 +1,149 @@
+"""The input pipeline: CIFAR-100 from `download_cifar100.py`'s files to batches of a network.
+
+Order and augmentation of training step t are a pure function of (seed, t), so that a run that starts again
+at step t sees what it would have seen. Everything works on whole batches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+
+import numpy as np
+import tensorflow as tf
+
+NUM_CLASSES = 100
+IMAGE_SIZE = 32
+PADDING = 4
+SPLITS = ("train", "val", "train_val", "test")
+GET_DATA = "get it with: python download_cifar100.py --dataset_path {} (or --archive, --synthetic)"
+
+_AUGMENT = 1  # tells this use of a (seed, step) from others
+
+
+def describe(data_dir: str) -> dict:
+    """What `data_dir` holds (`split.json`): dataset, seed, counts, class and superclass names.
+
+    Raises:
+        ValueError: it is missing or damaged; says which command gets the data.
+    """
+    path = os.path.join(data_dir, "split.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            description = json.load(file)
+        description["dataset"], description["counts"], description["class_names"]
+    except FileNotFoundError:
+        raise ValueError(f"no data set in {data_dir}: {GET_DATA.format(data_dir)}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {GET_DATA.format(data_dir)}") from None
+    return description
+
+
+def load(data_dir: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 `[N, 32, 32, 3]` and labels int32 `[N]` of train, val, train_val or test.
+
+    Raises:
+        ValueError: the file is missing, damaged, or its arrays are not what they should be.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    expected = describe(data_dir)["counts"].get(split)
+    path = os.path.join(data_dir, f"{split}.npz")
+    remedy = GET_DATA.format(data_dir)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: {remedy}") from None
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read ({error}): {remedy}") from None
+    shape = (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)
+    if images.dtype != np.uint8 or images.shape != shape or labels.ndim != 1:
+        raise ValueError(
+            f"{path}: expected images uint8 {shape} and labels [N], got {images.dtype} {images.shape} "
+            f"and labels {labels.dtype} {labels.shape}: {remedy}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or not len(labels):
+        raise ValueError(f"{path}: expected whole-number labels, got {len(labels)} {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= NUM_CLASSES:
+        raise ValueError(
+            f"{path}: labels must be 0 to {NUM_CLASSES - 1}, got {labels.min()} to {labels.max()}: "
+            + remedy
+        )
+    if len(labels) != expected:
+        raise ValueError(f"{path}: {expected} images expected, {len(labels)} found: {remedy}")
+    return images, labels.astype(np.int32)
+
+
+def standardize(images: tf.Tensor) -> tf.Tensor:
+    """Zero mean and unit deviation per image and channel, `[B, H, W, C]` in float32.
+
+    The deviation is floored at 1 / sqrt(pixels), so that a flat image gives zeros.
+    """
+    images = tf.cast(images, tf.float32)
+    mean, variance = tf.nn.moments(images, axes=(1, 2), keepdims=True)
+    pixels = tf.cast(tf.shape(images)[1] * tf.shape(images)[2], tf.float32)
+    return (images - mean) * tf.minimum(tf.math.rsqrt(variance), tf.sqrt(pixels))
+
+
+def batch_indices(step, batch_size: int, num_images: int, seed: int) -> tf.Tensor:
+    """Which images step `step` (from 0) takes: int64 `[B]`.
+
+    Every image comes once an epoch, in an order of its own each epoch; a batch may reach into the next.
+    """
+    position = tf.cast(step, tf.int64) * batch_size + tf.range(batch_size, dtype=tf.int64)
+    epoch, place = position // num_images, position % num_images
+    key = tf.stack([tf.fill([batch_size], tf.constant(seed, tf.int64)), epoch], axis=1)
+    key = tf.pad(key, [[0, 0], [0, 1]])  # (B, 3), as the operation wants it
+    last = tf.constant(num_images - 1, tf.int64)
+    # tf.random.experimental.index_shuffle takes one key for all only.
+    return tf.raw_ops.RandomIndexShuffle(index=place, seed=key, max_index=last, rounds=8)
+
+
+def augment(images: tf.Tensor, seed: int, step) -> tf.Tensor:
+    """Pad by 4 (reflected), crop at random and flip every other image at random, `[B, 32, 32, 3]`.
+
+    The three are one change of indices: row r of an image is row |r + offset - 4|, mirrored at the far side.
+    """
+    batch = tf.shape(images)[0]
+    key = tf.random.experimental.stateless_fold_in(
+        tf.stack([tf.cast(seed, tf.int64), tf.cast(step, tf.int64)]), _AUGMENT
+    )
+    draws = tf.random.stateless_uniform([3, batch, 1], key)  # (3, B, 1)
+    offsets = tf.cast(draws[:2] * (2 * PADDING + 1), tf.int32) - PADDING
+    last = IMAGE_SIZE - 1
+    source = last - tf.abs(last - tf.abs(tf.range(IMAGE_SIZE) + offsets))  # (2, B, 32)
+    rows, columns = source[0], tf.where(draws[2] < 0.5, source[1], source[1][:, ::-1])
+    images = tf.gather(images, rows, axis=1, batch_dims=1)
+    return tf.gather(images, columns, axis=2, batch_dims=1)
+
+
+def training_batches(
+    images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, first_step: int = 0
+) -> tf.data.Dataset:
+    """Endless batches (float32 `[B, 32, 32, 3]`, int32 `[B]`) of steps `first_step`, + 1, ...
+
+    Raises:
+        ValueError: a batch would hold more images than there are.
+    """
+    num_images = len(labels)
+    if batch_size > num_images:
+        raise ValueError(
+            f"batch_size {batch_size} is more than the {num_images} training images: make it smaller"
+        )
+    images, labels = tf.constant(images), tf.constant(labels)
+
+    def batch(step):
+        indices = batch_indices(step, batch_size, num_images, seed)
+        pictures = augment(tf.gather(images, indices), seed, step)
+        return standardize(pictures), tf.gather(labels, indices)
+
+    steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
+    return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4)
+
+
+def evaluation_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """Every image once, in order, standardized; the last batch may be smaller."""
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)
+    return dataset.map(lambda x, y: (standardize(x), y), num_parallel_calls=2).prefetch(2)

@@ -1,0 +1,609 @@
+"""Train one of the three stages of SplitNet (Algorithm 1 of the paper).
+
+    baseline   a Wide ResNet, nothing split
+    group      weights and group assignments together; eq. (1) with the regularizers of eq. (2)
+    split      cut the grouped network (--basemodel) into its tree and finetune that
+
+The same command goes on after an interruption, and ends with what it would have ended with. What a run starts from is
+printed: the newest checkpoint in --train_dir, else --checkpoint, else the weights of --basemodel, else new weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+
+import utils  # isort: skip, it quiets TensorFlow's start
+import numpy as np
+import tensorflow as tf
+
+import cifar100
+import grouping
+import resnet
+
+STAGES = ("baseline", "group", "split")
+TERMS = ("overlap", "weight_split", "uniform")
+METRICS = ("loss", "cross_entropy", "l2", *TERMS, "accuracy")
+DTYPES = {"float32": tf.float32, "bfloat16": tf.bfloat16}
+
+
+# ---------------------------------------------------------------- flags
+
+
+def _flag_table() -> list[tuple]:
+    """(name, type, default, stages that it applies to, help) of every flag."""
+    count, positive = utils.number(int, low=1), utils.number(float, above=0)
+    weight, grouped = utils.number(float, low=0), ("group",)
+    return [
+        ("train_dir", str, None, STAGES, "run directory: checkpoints, metrics, result"),
+        ("data_dir", str, "data/cifar100", STAGES, "where download_cifar100.py put the data"),
+        ("batch_size", count, 90, STAGES, "images a step"),
+        ("num_residual_units", count, 2, STAGES, "blocks in each of the three stages; 2: WRN-16"),
+        ("k", positive, 8, STAGES, "widening factor"),
+        ("ngroups1", count, 1, ("group", "split"), "groups of the classifier; 1: not split"),
+        ("ngroups2", count, 1, ("group", "split"), "groups of unit_3; 1: not split"),
+        ("ngroups3", count, 1, ("group", "split"), "groups of unit_2; 1: not split"),
+        ("l2_weight", weight, 1e-4, STAGES, "weight decay, lambda of eq. (1)"),
+        ("gamma1", weight, 1.0, grouped, "weight of overlap (R_D, eq. 5): makes groups disjoint"),
+        ("gamma2", weight, 1.0, grouped, "weight of weight_split (R_W, eq. 4): empties the cut"),
+        ("gamma3", weight, 10.0, grouped, "weight of uniform (R_E, eq. 6): balances the groups"),
+        ("dropout_keep_prob", utils.number(float, above=0, high=1), 1.0, ("group", "split"),
+         "share of the inputs of split layers that training keeps"),
+        ("momentum", utils.number(float, low=0, below=1), 0.9, STAGES, "of the optimizer"),
+        ("bn_no_scale", utils.boolean, False, STAGES, "do not train gamma of the blocks' BN"),
+        ("weighted_group_loss", utils.boolean, True, grouped,
+         "weight each layer's R_W by its own value instead of all alike"),
+        ("initial_lr", positive, 0.1, STAGES, "learning rate of the first step"),
+        ("lr_step_epoch", _epochs, "", STAGES, "epochs at which it drops, such as 240,300"),
+        ("lr_decay", utils.number(float, above=0, high=1), 0.1, STAGES, "factor of each drop"),
+        ("max_steps", count, 200000, STAGES, "steps in all"),
+        ("display", count, 100, STAGES, "steps between two lines of progress"),
+        ("val_interval", count, 1000, STAGES, "steps between two validations"),
+        ("checkpoint_interval", count, 5000, STAGES, "steps between two checkpoints"),
+        ("group_summary_interval", count, 1000, grouped,
+         "steps between two records of how sharp and how large the groups are"),
+        ("basemodel", str, "", STAGES, "run or checkpoint whose weights to start from"),
+        ("checkpoint", str, "", STAGES, "run or checkpoint to go on from: weights, momentum, step"),
+        ("seed", utils.number(int, low=0, below=2**31), 0, STAGES,
+         "of initialization, order, augmentation and dropout"),
+        ("precision", str, "float32", STAGES, f"of the convolutions: {' or '.join(DTYPES)}"),
+        ("deterministic", utils.boolean, False, STAGES, "TensorFlow's deterministic operations"),
+        ("keep", count, 3, STAGES, "newest checkpoints to keep, besides the best"),
+        ("group_lr_scale", positive, 1.0, grouped, "factor of the alphas' learning rate"),
+        ("preset", str, "", STAGES, "name of this set of flags, for result.json"),
+    ]  # fmt: skip
+
+
+def _epochs(text: str) -> list[float]:
+    """`'240,300'` -> `[240.0, 300.0]`."""
+    epoch = utils.number(float, above=0)
+    epochs = [epoch(part) for part in text.split(",") if part.strip()]
+    if epochs != sorted(set(epochs)):
+        raise argparse.ArgumentTypeError(f"expected ascending epochs such as 240,300, got {text!r}")
+    return epochs
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags of a run, checked against each other; `groups` is (unit_2, unit_3, logits).
+
+    A mistake ends the program with one line. In stage split, `k`, `num_residual_units` and `groups` are None
+    where they were not given: the cut network's hold.
+    """
+    table = _flag_table()
+    parser = utils.FlagParser(__doc__.partition("\n")[0])
+    parser.add_argument("--stage", required=True, choices=STAGES)
+    for name, kind, default, stages, text in table:
+        shown = f" (default: {default})" if default not in (None, "") else ""
+        only = f" [{' and '.join(stages)} only]" if stages != STAGES else ""
+        # None tells a flag that was not given.
+        optional = {"nargs": "?", "const": True} if kind is utils.boolean else {}
+        parser.add_argument(
+            f"--{name}", type=kind, required=name == "train_dir", help=text + shown + only, **optional
+        )
+    flags = parser.parse_args(argv)
+    given = {name for name, *_ in table if getattr(flags, name) is not None}
+    for name, _, default, stages, _ in table:
+        if name in given and flags.stage not in stages:
+            parser.error(
+                f"--{name} has no effect in stage {flags.stage}: leave it out, or use --stage "
+                + " or ".join(stages)
+            )
+        if name not in given:
+            setattr(flags, name, [] if name == "lr_step_epoch" else default)
+    _check_flags(parser, flags, given)
+    return flags
+
+
+def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set[str]) -> None:
+    """Contradictions between flags; sets `flags.groups`."""
+    if flags.precision not in DTYPES:
+        parser.error(f"--precision must be {' or '.join(DTYPES)}, got {flags.precision!r}")
+    flags.groups = (flags.ngroups3, flags.ngroups2, flags.ngroups1)
+    shown = grouping.format_groups(flags.groups)
+    if flags.stage == "split":
+        if not flags.basemodel and not flags.checkpoint:
+            parser.error("stage split cuts a grouped network: name its run with --basemodel")
+        if not given & {"ngroups1", "ngroups2", "ngroups3"}:
+            flags.groups = None
+        for name in {"k", "num_residual_units"} - given:
+            setattr(flags, name, None)
+    elif flags.stage == "group" and max(flags.groups) == 1:
+        parser.error(
+            f"stage group needs groups, but --ngroups3-2-1 are {shown}: set --ngroups1 to 2 or more, "
+            "or use --stage baseline"
+        )
+    try:
+        settings = {name: getattr(flags, name) for name in ("k", "num_residual_units", "groups")}
+        resnet.NetworkConfig(**{name: v for name, v in settings.items() if v is not None})
+    except ValueError as error:
+        parser.error(f"{error} [--ngroups3 is unit_2, --ngroups2 unit_3, --ngroups1 logits]")
+    for name in ("basemodel", "checkpoint"):
+        if getattr(flags, name) and not os.path.exists(os.path.dirname(getattr(flags, name)) or "."):
+            parser.error(f"--{name} {getattr(flags, name)}: no such folder")
+
+
+# ---------------------------------------------------------------- the training step
+
+
+class Momentum(tf.Module):
+    """TensorFlow 1's momentum: a = momentum * a + grad; w -= lr * a."""
+
+    def __init__(self, variables: Sequence[tf.Variable], momentum: float):
+        super().__init__()
+        self.momentum = momentum
+        self.slots = {v.name.split(":")[0]: tf.Variable(tf.zeros_like(v)) for v in variables}
+
+    def apply(self, grads_and_vars, learning_rate) -> None:
+        for grad, variable, scale in grads_and_vars:
+            tf.raw_ops.ResourceApplyMomentum(
+                var=variable.handle,
+                accum=self.slots[variable.name.split(":")[0]].handle,
+                lr=learning_rate * scale,
+                grad=grad,
+                momentum=self.momentum,
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is minimized, eq. (1) and (2), and how; the fields are the flags of these names."""
+
+    l2_weight: float = 1e-4
+    gamma1: float = 1.0
+    gamma2: float = 1.0
+    gamma3: float = 10.0
+    weighted_group_loss: bool = True
+    momentum: float = 0.9
+    group_lr_scale: float = 1.0
+    seed: int = 0
+    precision: str = "float32"
+
+
+class Trainer(tf.Module):
+    """A network with everything that its training changes: `checkpoint` holds all of it."""
+
+    def __init__(self, net: resnet.ResNet | resnet.SplitResNet, objective: Objective, about: dict):
+        super().__init__()
+        self.net, self.objective = net, objective
+        self.optimizer = Momentum(net.trainable_variables, objective.momentum)
+        self.steps_done = tf.Variable(0, dtype=tf.int64)
+        # Sums of the metrics, and the number of steps, since the last line of progress.
+        self.totals = tf.Variable(tf.zeros(len(METRICS) + 1))
+        description = json.dumps(about | resnet.describe(net))
+        self.checkpoint = tf.train.Checkpoint(
+            net=net,
+            optimizer=self.optimizer,
+            step=self.steps_done,
+            totals=self.totals,
+            description=tf.Variable(description, trainable=False),
+        )
+        alphas = getattr(net, "alphas", {}).values()
+        self._alphas = {alpha.ref() for alpha in alphas}
+
+    def loss(self, logits, labels) -> dict[str, tf.Tensor]:
+        """The objective and its terms (without their weights), float32 scalars."""
+        hyper = self.objective
+        cross_entropy = tf.reduce_mean(
+            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+        )
+        l2 = tf.add_n([tf.nn.l2_loss(w) for w in self.net.decayed_variables])
+        terms = {name: tf.zeros([]) for name in TERMS}
+        if self._alphas:
+            terms = grouping.regularizers(self.net, hyper.weighted_group_loss)
+        gammas = (hyper.gamma1, hyper.gamma2, hyper.gamma3)
+        loss = cross_entropy + hyper.l2_weight * l2
+        loss += sum(gamma * terms[name] for gamma, name in zip(gammas, TERMS, strict=True))
+        return {"loss": loss, "cross_entropy": cross_entropy, "l2": l2} | terms
+
+    @tf.function
+    def step(self, images, labels, learning_rate) -> tf.Tensor:
+        """One update; returns the METRICS of this step, float32 `[7]`."""
+        hyper = self.objective
+        images = tf.cast(images, DTYPES[hyper.precision])
+        with tf.GradientTape() as tape:
+            dropout_seed = tf.stack([tf.constant(hyper.seed, tf.int64), self.steps_done])
+            logits = self.net(images, training=True, dropout_seed=dropout_seed)
+            metrics = self.loss(logits, labels)
+        variables = self.net.trainable_variables
+        scales = [hyper.group_lr_scale if v.ref() in self._alphas else 1.0 for v in variables]
+        grads = tape.gradient(metrics["loss"], variables)
+        self.optimizer.apply(zip(grads, variables, scales, strict=True), learning_rate)
+        hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
+        metrics["accuracy"] = tf.reduce_mean(tf.cast(hits, tf.float32))
+        values = tf.stack([metrics[name] for name in METRICS])
+        self.totals.assign_add(tf.concat([values, [1.0]], axis=0))
+        self.steps_done.assign_add(1)
+        return values
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """Counts over a data set: `confusion[label, prediction]` int64; mean cross entropy; seconds."""
+
+    confusion: np.ndarray
+    cross_entropy: float
+    seconds_per_image: float
+
+    @property
+    def num_examples(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def correct(self) -> int:
+        return int(np.trace(self.confusion))
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.num_examples
+
+
+def evaluate(net, images, labels, batch_size: int, precision: str = "float32") -> Evaluation:
+    """Predict every image once. Seconds an image leave the first batch out, which compiles."""
+
+    @tf.function(input_signature=[
+        tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3]), tf.TensorSpec([None], tf.int32)
+    ])  # fmt: skip
+    def predict(batch, targets):
+        logits = net(tf.cast(batch, DTYPES[precision]))
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
+        return tf.argmax(logits, axis=1), tf.reduce_sum(losses)
+
+    confusion = np.zeros([net.config.num_classes] * 2, np.int64)
+    cross_entropy, times, sizes = 0.0, [], []
+    for batch, targets in cifar100.evaluation_batches(images, labels, batch_size):
+        start = time.perf_counter()
+        predictions, losses = (x.numpy() for x in predict(batch, targets))
+        times.append(time.perf_counter() - start)
+        sizes.append(len(predictions))
+        np.add.at(confusion, (targets.numpy(), predictions), 1)
+        cross_entropy += float(losses)
+    if confusion.sum() != len(labels):
+        raise ValueError(f"evaluated {confusion.sum()} images of {len(labels)}")
+    timed = slice(1, None) if len(times) > 1 else slice(None)
+    seconds = sum(times[timed]) / sum(sizes[timed])
+    return Evaluation(confusion, cross_entropy / len(labels), seconds)
+
+
+def result(net, evaluation: Evaluation, **about) -> dict:
+    """What result.json says of a network and its evaluation (`about`: dataset, split, step ...)."""
+    weights, flops = resnet.count(net)
+    values = {
+        "num_examples": evaluation.num_examples,
+        "correct": evaluation.correct,
+        "accuracy": evaluation.accuracy,
+        "error": 1 - evaluation.accuracy,
+        "cross_entropy": evaluation.cross_entropy,
+        "weights": weights,
+        "flops": flops,
+        "network": net.config.name,
+        "groups": grouping.format_groups(net.config.groups),
+        "group_classes": [classes.tolist() for classes in resnet.class_groups(net)],
+        "seconds_per_image": evaluation.seconds_per_image,
+        "hardware": utils.hardware(),
+        "versions": utils.versions(),
+    }
+    return about | values
+
+
+# ---------------------------------------------------------------- what a run starts from
+
+
+def restore_state(path: str, flags: argparse.Namespace, about: dict) -> Trainer:
+    """Everything from a checkpoint of the same stage and network: weights, momentum, step."""
+    tensors = utils.read_checkpoint(path)
+    if "description" not in tensors:
+        raise ValueError(
+            f"{path} is a TensorFlow 1 checkpoint: start from its weights with --basemodel"
+        )
+    net, description = resnet.from_checkpoint(tensors, dropout_keep_prob=flags.dropout_keep_prob)
+    if description["stage"] != flags.stage:
+        raise ValueError(
+            f"{path} is of stage {description['stage']}, not {flags.stage}: name another --train_dir"
+        )
+    _check_network(path, net.config, flags, also=("bn_no_scale",))
+    trainer = Trainer(net, objective(flags), about)
+    trainer.checkpoint.restore(path).assert_consumed()
+    return trainer
+
+
+def start_from_weights(path: str, flags: argparse.Namespace, about: dict) -> Trainer:
+    """A new run from the weights of a network: of the same kind, or a grouped one to be cut."""
+    changes = {name: getattr(flags, name) for name in ("dropout_keep_prob", "bn_no_scale")}
+    tensors = utils.read_checkpoint(path)
+    base, description = resnet.from_checkpoint(tensors, **changes)
+    if flags.stage == "split":
+        _check_network(path, base.config, flags)
+        if max(base.config.groups) == 1:
+            raise ValueError(f"{path} has no groups to cut: run --stage group first")
+        net = resnet.split(base) if isinstance(base, resnet.ResNet) else base
+        return Trainer(net, objective(flags), about)
+    if not isinstance(base, resnet.ResNet):
+        raise ValueError(f"{path} is a tree already: only stage split goes on from it")
+    net = resnet.ResNet(network_config(flags), flags.seed)
+    if max(base.config.groups) == 1:  # its groups start anew
+        _check_network(path, base.config, flags, groups=False)
+        weights = {v.name.split(":")[0]: v.numpy() for v in (*net.alphas.values(), *base.variables)}
+        resnet.load_weights(net, weights)
+    else:
+        _check_network(path, base.config, flags)
+        resnet.load_weights(net, {v.name.split(":")[0]: v.numpy() for v in base.variables})
+    return Trainer(net, objective(flags), about)
+
+
+def network_config(flags: argparse.Namespace) -> resnet.NetworkConfig:
+    """The network of stage baseline or group."""
+    return resnet.NetworkConfig(
+        num_residual_units=flags.num_residual_units,
+        k=flags.k,
+        num_classes=cifar100.NUM_CLASSES,
+        groups=flags.groups,
+        dropout_keep_prob=flags.dropout_keep_prob,
+        bn_no_scale=flags.bn_no_scale,
+    )
+
+
+def objective(flags: argparse.Namespace) -> Objective:
+    """The flags that the objective is made of."""
+    names = [field.name for field in dataclasses.fields(Objective)]
+    return Objective(**{name: getattr(flags, name) for name in names})
+
+
+def _check_network(path, config, flags, groups=True, also=()) -> None:
+    """Raise ValueError where a checkpoint's network is not the one that the flags ask for."""
+    names = ["num_residual_units", "k", *(["groups"] if groups else []), *also]
+    differing = [
+        f"{name} is {getattr(config, name)}, not {getattr(flags, name)}"
+        for name in names
+        if getattr(flags, name) is not None and getattr(config, name) != getattr(flags, name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{path} holds another network ({'; '.join(differing)}): change the flags to match it, or "
+            "name another run"
+        )
+
+
+def start(flags: argparse.Namespace, run: utils.Run, about: dict) -> Trainer:
+    """The state that a run begins with, in the documented order; prints which."""
+    for step in reversed(utils.checkpoint_steps(flags.train_dir)):
+        path = utils.checkpoint_path(flags.train_dir, step)
+        try:
+            utils.read_checkpoint(path)
+        except ValueError as error:
+            print(f"ignoring it: {error}")
+            continue
+        print(f"going on from {path}, step {step}")
+        return restore_state(path, flags, about)
+    if flags.checkpoint:
+        path = utils.find_checkpoint(flags.checkpoint)
+        print(f"going on from {path} (--checkpoint)")
+        return restore_state(path, flags, about)
+    if flags.basemodel:
+        path = utils.find_checkpoint(flags.basemodel)
+        print(f"starting from the weights of {path} (--basemodel)")
+        return start_from_weights(path, flags, about)
+    print(f"starting from new weights, seed {flags.seed}")
+    return Trainer(resnet.ResNet(network_config(flags), flags.seed), objective(flags), about)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+class Loop:
+    """Steps, and what happens between them: progress, validation, group records, checkpoints."""
+
+    def __init__(self, flags: argparse.Namespace, run: utils.Run, trainer: Trainer, data: dict):
+        self.flags, self.run, self.trainer, self.data = flags, run, trainer, data
+        self.step = int(trainer.steps_done)
+        self.steps_per_epoch = len(data["train"][1]) / flags.batch_size
+        self.saved = self.step if self.step in utils.checkpoint_steps(run.directory) else None
+        self._first, self._start = self.step, 0.0  # of this process's steps but the first
+
+    def learning_rate(self) -> float:
+        f = self.flags
+        return utils.learning_rate(
+            self.step, self.steps_per_epoch, f.initial_lr, f.lr_decay, f.lr_step_epoch
+        )
+
+    def train(self, interruption: utils.Interruption) -> None:
+        """Steps up to `max_steps` or an interruption; a checkpoint at the end of either."""
+        flags, f = self.flags, self.trainer
+        batches = iter(cifar100.training_batches(
+            *self.data["train"], flags.batch_size, flags.seed, self.step
+        ))  # fmt: skip
+        while self.step < flags.max_steps and not interruption.status:
+            rate = self.learning_rate()
+            images, labels = next(batches)
+            values = f.step(images, labels, tf.constant(rate, tf.float32)).numpy()
+            self._check_finite(values, rate)
+            self.step += 1
+            if self.step == self._first + 1:
+                self._start = time.perf_counter()
+            last = self.step == flags.max_steps
+            if last or self.step % flags.display == 0:
+                self._progress(rate)
+            if self._groups_due(last):
+                self._record_groups()
+            if last or self.step % flags.val_interval == 0:
+                self.validate()
+            if last or self.step % flags.checkpoint_interval == 0:
+                self.save()
+        self.save()
+
+    def _check_finite(self, values: np.ndarray, rate: float) -> None:
+        if np.isfinite(values).all():
+            return
+        bad = [name for name, value in zip(METRICS, values, strict=True) if not np.isfinite(value)]
+        first = bad[1] if bad[0] == "loss" and len(bad) > 1 else bad[0]
+        raise ValueError(
+            f"the loss is not finite at step {self.step + 1}: {first} went first, learning rate "
+            f"{rate:g}; the last good checkpoint is {self._last_checkpoint()}; lower --initial_lr "
+            "or the gammas"
+        )
+
+    def _last_checkpoint(self) -> str:
+        steps = utils.checkpoint_steps(self.run.directory)
+        return utils.checkpoint_path(self.run.directory, steps[-1]) if steps else "none"
+
+    def _progress(self, rate: float) -> None:
+        """One line, and one record: the means since the last one."""
+        flags = self.flags
+        *sums, count = self.trainer.totals.numpy().tolist()
+        self.trainer.totals.assign(tf.zeros_like(self.trainer.totals))
+        means = {name: value / count for name, value in zip(METRICS, sums, strict=True)}
+        timed = self.step - self._first - 1
+        line = f"step {self.step}/{flags.max_steps}  loss {means['loss']:.4f}  "
+        line += f"accuracy {means['accuracy']:.3f}  lr {rate:g}"
+        if timed:
+            seconds = (time.perf_counter() - self._start) / timed
+            left = seconds * (flags.max_steps - self.step)
+            line += f"  {flags.batch_size / seconds:.0f} images/s  {_duration(left)} left"
+        print(line, flush=True)
+        if self.flags.stage != "group":
+            means = {name: value for name, value in means.items() if name not in TERMS}
+        self.run.log(self.step, **means, learning_rate=rate)
+
+    def _groups_due(self, last: bool) -> bool:
+        if self.flags.stage != "group":
+            return False
+        return last or self.step % self.flags.group_summary_interval == 0
+
+    def _record_groups(self) -> None:
+        """How sharp the indicators are and how many features each group has."""
+        net = self.trainer.net
+        sharp = grouping.sharpness(net)
+        sizes = {
+            name: np.bincount(np.argmax(alpha, axis=0), minlength=alpha.shape[0]).tolist()
+            for name, alpha in net.alphas.items()
+        }
+        self.run.log(
+            self.step, **{f"sharpness/{name}": v for name, v in sharp.items()}, group_sizes=sizes
+        )
+        shares = "  ".join(f"{name} {v:.2f} {'/'.join(map(str, sizes[name]))}" for name, v in sharp.items())
+        print(f"    largest share and sizes of groups: {shares}", flush=True)
+
+    def validate(self, **more: float) -> Evaluation:
+        """Validation accuracy, into the log; a new best is kept as a checkpoint."""
+        flags, net = self.flags, self.trainer.net
+        best = self.run.best()
+        evaluation = evaluate(net, *self.data["val"], flags.batch_size, flags.precision)
+        self.run.log(
+            self.step,
+            val_accuracy=evaluation.accuracy,
+            val_cross_entropy=evaluation.cross_entropy,
+            **more,
+        )
+        print(f"    validation: accuracy {evaluation.accuracy:.4f}", flush=True)
+        if best is None or evaluation.accuracy > best[1]:
+            self.save()
+        self.evaluation = evaluation
+        return evaluation
+
+    def save(self) -> None:
+        if self.saved != self.step:
+            self.run.save(self.trainer.checkpoint, self.step)
+            self.saved = self.step
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = parse_flags(argv)
+    if flags.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    data = {split: cifar100.load(flags.data_dir, split) for split in ("train", "val")}
+    about = {
+        "stage": flags.stage,
+        "seed": flags.seed,
+        "preset": flags.preset,
+        "dataset": cifar100.describe(flags.data_dir)["dataset"],
+    }
+    with utils.Run(flags.train_dir, flags.keep) as run:
+        trainer = start(flags, run, about)
+        net, step = trainer.net, int(trainer.steps_done)
+        if flags.max_steps < step:
+            raise ValueError(
+                f"--max_steps {flags.max_steps} is less than the {step} steps already done in "
+                f"{flags.train_dir}: raise it, or name another --train_dir"
+            )
+        weights, flops = resnet.count(net)
+        print(
+            f"{net.config.name}, groups {grouping.format_groups(net.config.groups)}, stage {flags.stage}: "
+            f"{weights:,} weights, {flops:,} FLOPs an image; {len(data['train'][1]):,} training "
+            f"images ({about['dataset']}); {utils.hardware()}"
+        )
+        utils.write_json(run.path("config.json"), {
+            "flags": vars(flags),
+            "network": resnet.describe(net)["config"],
+            "dataset": about["dataset"],
+            "hardware": utils.hardware(),
+            "versions": utils.versions(),
+        })  # fmt: skip
+        run.resume_metrics(step)
+        interruption = utils.Interruption()
+        loop = Loop(flags, run, trainer, data)
+        if step == 0 and flags.stage == "split":
+            loop.validate()  # what the cut cost
+        loop.train(interruption)
+        return finish(loop, interruption, about)
+
+
+def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
+    """The last line, and result.json where the run is complete; returns the exit status."""
+    flags, run = loop.flags, loop.run
+    best = run.best()
+    said = f"best validation accuracy {best[1]:.4f} at step {best[0]}" if best else "no validation yet"
+    if interruption.status:
+        print(f"interrupted at step {loop.step}: {said}; the same command goes on from here")
+        return interruption.status
+    evaluation = evaluate(loop.trainer.net, *loop.data["val"], flags.batch_size, flags.precision)
+    values = result(
+        loop.trainer.net,
+        evaluation,
+        split="val",
+        step=loop.step,
+        precision=flags.precision,
+        placement="single",
+        devices=[device.name for device in tf.config.list_logical_devices()],
+        **about,
+    )
+    if best:
+        values |= {"best_step": best[0], "best_accuracy": best[1]}
+    utils.write_json(run.path("result.json"), values)
+    print(f"done: validation accuracy {evaluation.accuracy:.4f} at step {loop.step}; {said}")
+    return 0
+
+
+if __name__ == "__main__":
+    utils.run_main(main)

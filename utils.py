@@ -1,0 +1,371 @@
+"""A run's plumbing: flags, errors, the run directory, metrics, checkpoints, the learning rate.
+
+Import this module before the others: it loads TensorFlow without the messages of its start, which no setting
+of TensorFlow's own suppresses. Set TF_CPP_MIN_LOG_LEVEL=0 to see them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import fcntl
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    _stderr = os.dup(2)
+    with open(os.devnull, "w") as _null:
+        os.dup2(_null.fileno(), 2)
+    try:
+        import tensorflow as tf
+    finally:
+        os.dup2(_stderr, 2)
+        os.close(_stderr)
+
+import numpy as np
+import tensorflow as tf
+
+CHECKPOINT = "model.ckpt"
+
+
+# ---------------------------------------------------------------- flags and errors
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Flags only, spelled out; every mistake is one line that names the fix."""
+
+    def __init__(self, description: str | None):
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            usage="%(prog)s --FLAG VALUE ...",
+        )
+
+    def parse_args(self, args=None, namespace=None):
+        flags, left = self.parse_known_args(args, namespace)
+        for word in left:
+            if not word.startswith("--"):
+                self.error(f"stray word {word!r}: a value follows its flag (--flag value)")
+            name = word.split("=")[0]
+            close = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
+            self.error(f"unknown flag {name}: {hint}")
+        return flags
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def boolean(text: str) -> bool:
+    """`True`, `false`, `1`, `no` ... of a flag."""
+    values = dict.fromkeys(("true", "1", "yes"), True) | dict.fromkeys(("false", "0", "no"), False)
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return values[text.lower()]
+
+
+def number(kind: type, low=None, high=None, above=None, below=None) -> Callable[[str], float]:
+    """A flag type: a finite `kind` (int or float) within the given bounds."""
+    bounds = [(low, ">="), (high, "<="), (above, ">"), (below, "<")]
+    text = " and ".join(f"{sign} {bound}" for bound, sign in bounds if bound is not None)
+    expected = {int: "a whole number", float: "a number"}[kind] + (f" {text}" if text else "")
+
+    def convert(value: str):
+        try:
+            result = kind(value)
+        except ValueError:
+            result = float("nan")
+        holds = np.isfinite(result)
+        holds &= (low is None or result >= low) and (high is None or result <= high)
+        holds &= (above is None or result > above) and (below is None or result < below)
+        if not holds:
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {value!r}")
+        return result
+
+    return convert
+
+
+def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Run a script: what goes wrong in a foreseen way ends in one line and a status that is not 0."""
+    name = os.path.basename(sys.argv[0])
+    try:
+        status = main(sys.argv[1:])
+    except (ValueError, OSError, tf.errors.OpError) as error:
+        message = " ".join(str(error).split())
+        if os.environ.get("SPLITNET_TRACEBACK"):
+            raise
+        print(f"{name}: error: {message}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        status = 130
+    sys.stdout.flush()
+    sys.exit(status or 0)
+
+
+# ---------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def atomic_write(path: str, mode: str = "w") -> Iterator:
+    """Open a file that appears whole under its name or not at all."""
+    temporary = f"{path}.part"
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        with open(temporary, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def write_json(path: str, value) -> None:
+    """Write JSON, atomically; one key a line."""
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value[key])}" for key in value)
+    with atomic_write(path) as file:
+        file.write("{\n" + lines + "\n}\n")
+
+
+def read_json(path: str) -> dict:
+    """Read a JSON file of one object."""
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+# ---------------------------------------------------------------- what ran where
+
+
+def versions() -> dict[str, str]:
+    """Versions of what determines the numbers."""
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "numpy": np.__version__,
+        "git": git_revision(),
+    }
+
+
+def git_revision() -> str:
+    """Commit of this code, `-dirty` if it was changed since; empty outside a checkout."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def hardware() -> str:
+    """The processor, its cores and the GPUs, for a table's caption."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        name = re.search(r"model name\s*: (.*)", file.read() + "\nmodel name: " + name).group(1)
+    parts = [f"{name}, {len(os.sched_getaffinity(0))} cores"]
+    for gpu in tf.config.list_physical_devices("GPU"):
+        parts.append(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU"))
+    return ", ".join(parts)
+
+
+# ---------------------------------------------------------------- learning rate
+
+
+def learning_rate(
+    step: int, steps_per_epoch: float, initial: float, decay: float, drop_epochs: Sequence[float]
+) -> float:
+    """Rate of step `step` (from 0): `initial`, times `decay` for every drop epoch that has come."""
+    return initial * decay ** sum(step >= epoch * steps_per_epoch for epoch in drop_epochs)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def checkpoint_steps(directory: str) -> list[int]:
+    """Steps of the complete checkpoints in a directory, ascending."""
+    pattern = re.compile(re.escape(CHECKPOINT) + r"-(\d+)\.index")
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    steps = [int(match.group(1)) for match in map(pattern.fullmatch, names) if match]
+    return sorted(s for s in steps if os.path.exists(_data_file(checkpoint_path(directory, s))))
+
+
+def checkpoint_path(directory: str, step: int) -> str:
+    """`directory/model.ckpt-STEP`, which is what flags name."""
+    return os.path.join(directory, f"{CHECKPOINT}-{step}")
+
+
+def _data_file(path: str) -> str:
+    return f"{path}.data-00000-of-00001"
+
+
+def find_checkpoint(path: str) -> str:
+    """The checkpoint that a flag names: `.../model.ckpt-STEP`, or the newest of a run directory.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if os.path.isdir(path):
+        steps = checkpoint_steps(path)
+        if steps:
+            return checkpoint_path(path, steps[-1])
+        path = os.path.join(path, f"{CHECKPOINT}-*")
+    path = path.removesuffix(".index")
+    if not (os.path.exists(f"{path}.index") and os.path.exists(_data_file(path))):
+        raise ValueError(
+            f"no checkpoint {path}: name a run directory that holds model.ckpt-STEP files, or one of "
+            "them without its .index or .data ending"
+        )
+    return path
+
+
+def read_checkpoint(path: str) -> dict[str, np.ndarray]:
+    """Every tensor of a checkpoint by its plain name (`net/unit_1_0/conv_1/kernel`, or TensorFlow 1's).
+
+    Raises:
+        ValueError: it cannot be read; says what failed.
+    """
+    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
+    try:
+        reader = tf.train.load_checkpoint(path)
+        return {
+            name.removesuffix(suffix).replace(".S", "/"): reader.get_tensor(name)
+            for name in reader.get_variable_to_shape_map()
+            if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+        }
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"checkpoint {path} is torn or damaged ({reason})") from None
+
+
+# ---------------------------------------------------------------- the run directory
+
+
+class Run:
+    """A run's directory: config.json, metrics.jsonl, model.ckpt-STEP, result.json, event files.
+
+    One process at a time: the lock is the operating system's, so that a killed run leaves none behind.
+
+    Args:
+        directory: made if it is missing.
+        keep: how many of the newest checkpoints stay, besides the best by validation.
+    """
+
+    def __init__(self, directory: str, keep: int = 3):
+        self.directory, self.keep = directory, keep
+        self.metrics: list[dict] = []
+        self._events = None
+        os.makedirs(directory, exist_ok=True)
+        self._lock = open(self.path("lock"), "w")  # noqa: SIM115, held as long as the run
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"another run is using {directory}: wait for it, end it, or name another --train_dir"
+            ) from None
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.directory, name)
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+        self._lock.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    # metrics
+
+    def resume_metrics(self, step: int) -> None:
+        """Keep the metrics up to `step`; drop what a stopped run had logged beyond its checkpoint."""
+        self.metrics = []
+        with contextlib.suppress(FileNotFoundError), open(self.path("metrics.jsonl")) as file:
+            for line in file:
+                with contextlib.suppress(ValueError):  # the last line of a killed run may be cut
+                    self.metrics.append(json.loads(line))
+        self.metrics = [record for record in self.metrics if record["step"] <= step]
+        with atomic_write(self.path("metrics.jsonl")) as file:
+            file.writelines(json.dumps(record) + "\n" for record in self.metrics)
+
+    def log(self, step: int, **values: float) -> None:
+        """Append a line to metrics.jsonl, and to the event file where TensorBoard is installed."""
+        record = {"step": step} | values
+        self.metrics.append(record)
+        with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self._log_events(step, values)
+
+    def _log_events(self, step: int, values: dict[str, float]) -> None:
+        if self._events is None:
+            try:
+                import tensorboard  # noqa: F401, TensorFlow's summaries need it
+            except ImportError:
+                return
+            self._events = tf.summary.create_file_writer(self.directory)
+        with self._events.as_default(step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+        self._events.flush()
+
+    def best(self, key: str = "val_accuracy") -> tuple[int, float] | None:
+        """(step, value) of the largest logged value, the earliest of equals."""
+        records = [record for record in self.metrics if key in record]
+        if not records:
+            return None
+        record = max(records, key=lambda r: (r[key], -r["step"]))
+        return record["step"], record[key]
+
+    # checkpoints
+
+    def save(self, checkpoint: tf.train.Checkpoint, step: int) -> str:
+        """Write `model.ckpt-STEP`, whole or not at all, and remove the ones that are not kept."""
+        path, temporary = checkpoint_path(self.directory, step), self.path(f"part-{CHECKPOINT}")
+        checkpoint.write(temporary)
+        # The index comes last: without it a checkpoint does not count as one.
+        for name in (_data_file, "{}.index".format):
+            with open(name(temporary), "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(name(temporary), name(path))
+        best = self.best()
+        steps = checkpoint_steps(self.directory)
+        for old in steps[: -self.keep]:
+            if best is None or old != best[0]:
+                self._remove(old)
+        return path
+
+    def _remove(self, step: int) -> None:
+        path = checkpoint_path(self.directory, step)
+        os.remove(f"{path}.index")
+        os.remove(_data_file(path))
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+class Interruption:
+    """Turns SIGINT and SIGTERM into a flag that a training loop reads between two steps."""
+
+    STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+    def __init__(self):
+        self.status = 0
+        for number in self.STATUS:
+            signal.signal(number, self._note)
+
+    def _note(self, number, _frame) -> None:
+        if self.status:  # a second one does not wait
+            raise KeyboardInterrupt
+        self.status = self.STATUS[number]
