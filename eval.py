@@ -1,0 +1,128 @@
+"""Test accuracy, confusion matrix and speed of a checkpoint, which describes its own network.
+
+A tree (stage split), a dense network (baseline, group) or a TensorFlow 1 checkpoint of the published code. `--mask` evaluates a
+grouped dense network with every weight between different groups at zero: what the tree is right after the cut.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+
+import utils  # isort: skip, it quiets TensorFlow's start
+import numpy as np
+import tensorflow as tf
+from six.moves import cPickle as pickle
+
+import cifar100
+import resnet
+import train
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags of an evaluation; a mistake ends the program with one line."""
+    parser = utils.FlagParser(__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="run directory (its newest checkpoint) or model.ckpt-STEP")
+    add("--data_dir", default="data/cifar100", help="where download_cifar100.py put the data")
+    add("--split", default="test", choices=cifar100.SPLITS, help="images to use (default: test)")
+    add("--batch_size", type=utils.number(int, low=1), default=100, help="images a batch (default: 100)")
+    add("--mask", type=utils.boolean, nargs="?", const=True, default=False,
+        help="set the weights between different groups of a grouped network to zero")  # fmt: skip
+    add("--precision", default="float32", choices=tuple(train.DTYPES), help="of the convolutions")
+    add("--eval_dir", default="", help="where result.json goes (default: eval/ beside the checkpoint)")
+    add("--output_file", default="", help="also write a pickle: accuracy, confusion_matrix, test_time, "
+        "sec_per_image")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def load_network(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.SplitResNet, dict]:
+    """The network of a checkpoint, and what the checkpoint says of itself (stage, seed, step ...)."""
+    tensors = utils.read_checkpoint(path)
+    net, description = resnet.from_checkpoint(tensors)
+    if masked:
+        if not isinstance(net, resnet.ResNet) or max(net.config.groups) == 1:
+            raise ValueError(f"--mask needs a grouped dense network, but {path} is none: leave it out")
+        resnet.mask(net)
+    step = tensors.get("step", tensors.get("global_step", 0))
+    about = {name: description.get(name, "") for name in ("dataset", "stage", "seed", "preset")}
+    return net, about | {"step": int(step)}
+
+
+def group_accuracies(confusion: np.ndarray, groups: list[np.ndarray]) -> list[float]:
+    """Accuracy over the images of each group's classes (all classes compete); NaN-free: 0 if none."""
+    hits, images = np.diag(confusion), confusion.sum(axis=1)
+    return [float(hits[g].sum() / max(images[g].sum(), 1)) for g in groups]
+
+
+def write_pickle(path: str, evaluation: train.Evaluation, test_time: float) -> None:
+    """The published evaluation's output file."""
+    values = {
+        "accuracy": evaluation.accuracy,
+        "confusion_matrix": evaluation.confusion,
+        "test_time": test_time,
+        "sec_per_image": evaluation.seconds_per_image,
+    }
+    with utils.atomic_write(path, "wb") as file:
+        pickle.dump(values, file, protocol=2)
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = parse_flags(argv)
+    path = utils.find_checkpoint(flags.checkpoint)
+    net, about = load_network(path, flags.mask)
+    dataset = cifar100.describe(flags.data_dir)["dataset"]
+    if about["dataset"] not in ("", dataset):
+        raise ValueError(
+            f"{path} was trained on {about['dataset']}, but {flags.data_dir} holds {dataset}: name the "
+            "data set that it was trained on with --data_dir"
+        )
+    images, labels = cifar100.load(flags.data_dir, flags.split)
+    start = time.perf_counter()
+    evaluation = train.evaluate(net, images, labels, flags.batch_size, flags.precision)
+    test_time = time.perf_counter() - start
+    about |= {
+        "dataset": dataset,
+        "split": flags.split,
+        "checkpoint": path,
+        "masked": flags.mask,
+        "precision": flags.precision,
+        "placement": "single",
+        "devices": [device.name for device in tf.config.list_logical_devices()],
+    }
+    values = train.result(net, evaluation, **about)
+    groups = [np.array(classes, int) for classes in values["group_classes"]]
+    values["group_accuracy"] = group_accuracies(evaluation.confusion, groups)
+    values["test_time"] = test_time
+    values["confusion_matrix"] = evaluation.confusion.tolist()
+    directory = flags.eval_dir or os.path.join(os.path.dirname(path), "eval")
+    os.makedirs(directory, exist_ok=True)
+    utils.write_json(os.path.join(directory, "result.json"), values)
+    if flags.output_file:
+        write_pickle(flags.output_file, evaluation, test_time)
+    report(values)
+    print(f"written: {os.path.join(directory, 'result.json')} {flags.output_file}".rstrip())
+    return 0
+
+
+def report(values: dict) -> None:
+    """The result on the screen."""
+    print(
+        f"{values['network']}, groups {values['groups']}, step {values['step']}, {values['dataset']} "
+        f"{values['split']}: accuracy {values['accuracy']:.4f} ({values['correct']} of "
+        f"{values['num_examples']}), cross entropy {values['cross_entropy']:.4f}"
+    )
+    print(
+        f"{values['weights']:,} weights, {values['flops']:,} FLOPs an image, "
+        f"{1e3 * values['seconds_per_image']:.3f} ms an image on {values['hardware']}"
+    )
+    if len(values["group_classes"]) > 1:
+        pairs = zip(values["group_classes"], values["group_accuracy"], strict=True)
+        for number, (classes, accuracy) in enumerate(pairs):
+            print(f"group {number}: {len(classes)} classes, accuracy {accuracy:.4f}")
+
+
+if __name__ == "__main__":
+    utils.run_main(main)

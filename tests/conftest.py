@@ -1,0 +1,99 @@
+"""Shared by the tests: small data sets, networks with random numbers, and the scripts as processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+import resnet  # noqa: E402
+
+
+def randomize(net, seed=0, groups=None):
+    """Random weights and statistics; alphas that put features into random, unequal groups."""
+    rng = np.random.default_rng(seed)
+    for variable in net.variables:
+        values = rng.normal(size=variable.shape)
+        name = variable.name
+        if "sigma" in name or "gamma" in name:
+            values = 0.5 + np.abs(values)
+        elif "kernel" in name or "weights" in name:
+            values /= np.sqrt(np.prod(variable.shape[:-1]))
+        elif "alpha" in name:
+            values = 4.0 * one_hot_groups(rng, *variable.shape) + 0.1 * values
+        variable.assign(values)
+    return net
+
+
+def one_hot_groups(rng, num_groups, size):
+    """[G, D] with unequal groups, none of them empty."""
+    shares = rng.dirichlet(np.full(num_groups, 2.0))
+    of = rng.choice(num_groups, size=size, p=shares)
+    of[rng.permutation(size)[:num_groups]] = np.arange(num_groups)
+    return np.eye(num_groups)[of].T
+
+
+def grouped_net(groups, k=1, seed=0, **settings):
+    return randomize(resnet.ResNet(resnet.NetworkConfig(k=k, groups=groups, **settings)), seed)
+
+
+def images(count=4, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, 32, 32, 3)).astype(np.float32)
+
+
+def write_data(path, counts, seed=0):
+    """A data set of random images in the files of download_cifar100.py."""
+    rng = np.random.default_rng(seed)
+    path.mkdir(parents=True, exist_ok=True)
+    for split, count in counts.items():
+        pictures = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        np.savez(path / f"{split}.npz", images=pictures, labels=np.arange(count, dtype=np.int32) % 100)
+    description = {
+        "dataset": "synthetic",
+        "seed": seed,
+        "counts": counts,
+        "class_names": [f"class{c}" for c in range(100)],
+        "superclass_names": [f"super{c}" for c in range(20)],
+        "superclass_of_class": [c // 5 for c in range(100)],
+    }
+    (path / "split.json").write_text(json.dumps(description))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    counts = {"train": 300, "val": 130, "train_val": 430, "test": 230}
+    return write_data(tmp_path_factory.mktemp("data"), counts)
+
+
+def python(script, *flags, **settings):
+    """Run a script of the project as a user does; the finished process, with its output as text."""
+    command = [sys.executable, os.path.join(ROOT, script), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **settings)
+
+
+def fails(script, *flags, says, status=1):
+    """Check that a command fails as it should: one line that says why, no traceback."""
+    done = python(script, *flags)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for text in [says] if isinstance(says, str) else says:
+        assert text in done.stderr
+    return done
+
+
+def train_flags(stage, train_dir, data_dir, **flags):
+    """Flags of a tiny run of train.py."""
+    values = {
+        "stage": stage, "train_dir": train_dir, "data_dir": data_dir, "k": 1, "num_residual_units": 1,
+        "batch_size": 20, "max_steps": 6, "display": 2, "val_interval": 3, "checkpoint_interval": 2,
+    } | flags  # fmt: skip
+    if stage == "group":
+        values = {"ngroups1": 2, "ngroups2": 2, "ngroups3": 2} | values
+    return [f"--{name}={value}" for name, value in values.items()]
