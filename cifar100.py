@@ -1,7 +1,7 @@
 """The input pipeline: CIFAR-100 from `download_cifar100.py`'s files to batches of a network.
 
-Order and augmentation of training step t are a pure function of (seed, t), so that a run that starts again
-at step t sees what it would have seen. Everything works on whole batches.
+Order and augmentation of training step t are a pure function of (seed, t), so that a run that
+starts again at step t sees what it would have seen. Everything works on whole batches.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def load(data_dir: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     shape = (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)
     if images.dtype != np.uint8 or images.shape != shape or labels.ndim != 1:
         raise ValueError(
-            f"{path}: expected images uint8 {shape} and labels [N], got {images.dtype} {images.shape} "
-            f"and labels {labels.dtype} {labels.shape}: {remedy}"
+            f"{path}: expected images uint8 {shape} and labels [N], got {images.dtype} "
+            f"{images.shape} and labels {labels.dtype} {labels.shape}: {remedy}"
         )
     if not np.issubdtype(labels.dtype, np.integer) or not len(labels):
         raise ValueError(f"{path}: expected whole-number labels, got {len(labels)} {labels.dtype}")
@@ -90,7 +90,8 @@ def standardize(images: tf.Tensor) -> tf.Tensor:
 def batch_indices(step, batch_size: int, num_images: int, seed: int) -> tf.Tensor:
     """Which images step `step` (from 0) takes: int64 `[B]`.
 
-    Every image comes once an epoch, in an order of its own each epoch; a batch may reach into the next.
+    Every image comes once an epoch, each epoch has its own order, and a batch may reach into the
+    next epoch.
     """
     position = tf.cast(step, tf.int64) * batch_size + tf.range(batch_size, dtype=tf.int64)
     epoch, place = position // num_images, position % num_images
@@ -104,7 +105,8 @@ def batch_indices(step, batch_size: int, num_images: int, seed: int) -> tf.Tenso
 def augment(images: tf.Tensor, seed: int, step) -> tf.Tensor:
     """Pad by 4 (reflected), crop at random and flip every other image at random, `[B, 32, 32, 3]`.
 
-    The three are one change of indices: row r of an image is row |r + offset - 4|, mirrored at the far side.
+    The three are one change of indices: row r of an image is row |r + offset - 4|, mirrored at the
+    far side.
     """
     batch = tf.shape(images)[0]
     key = tf.random.experimental.stateless_fold_in(
@@ -130,7 +132,8 @@ def training_batches(
     num_images = len(labels)
     if batch_size > num_images:
         raise ValueError(
-            f"batch_size {batch_size} is more than the {num_images} training images: make it smaller"
+            f"batch_size {batch_size} is more than the {num_images} training images: make it "
+            "smaller"
         )
     images, labels = tf.constant(images), tf.constant(labels)
 

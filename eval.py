@@ -1,7 +1,8 @@
 """Test accuracy, confusion matrix and speed of a checkpoint, which describes its own network.
 
-A tree (stage split), a dense network (baseline, group) or a TensorFlow 1 checkpoint of the published code. `--mask` evaluates a
-grouped dense network with every weight between different groups at zero: what the tree is right after the cut.
+A tree (stage split), a dense network (baseline, group) or a TensorFlow 1 checkpoint of the
+published code. `--mask` evaluates a grouped dense network with every weight between different
+groups at zero: what the tree is right after the cut.
 """
 
 from __future__ import annotations
@@ -23,28 +24,45 @@ import train
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Flags of an evaluation; a mistake ends the program with one line."""
-    parser = utils.FlagParser(__doc__.partition("\n")[0])
+    parser = utils.FlagParser(__doc__.partition("\n")[0], needed=("checkpoint",))
     add = parser.add_argument
-    add("--checkpoint", required=True, help="run directory (its newest checkpoint) or model.ckpt-STEP")
+    add(
+        "--checkpoint",
+        help="run directory (its newest checkpoint) or model.ckpt-STEP",
+    )
     add("--data_dir", default="data/cifar100", help="where download_cifar100.py put the data")
     add("--split", default="test", choices=cifar100.SPLITS, help="images to use (default: test)")
-    add("--batch_size", type=utils.number(int, low=1), default=100, help="images a batch (default: 100)")
+    add(
+        "--batch_size",
+        type=utils.number(int, low=1),
+        default=100,
+        help="images a batch (default: 100)",
+    )
     add("--mask", type=utils.boolean, nargs="?", const=True, default=False,
         help="set the weights between different groups of a grouped network to zero")  # fmt: skip
     add("--precision", default="float32", choices=tuple(train.DTYPES), help="of the convolutions")
-    add("--eval_dir", default="", help="where result.json goes (default: eval/ beside the checkpoint)")
-    add("--output_file", default="", help="also write a pickle: accuracy, confusion_matrix, test_time, "
-        "sec_per_image")  # fmt: skip
+    add(
+        "--eval_dir",
+        default="",
+        help="where result.json goes (default: eval/ beside the checkpoint)",
+    )
+    add(
+        "--output_file",
+        default="",
+        help="also write a pickle: accuracy, confusion_matrix, test_time, sec_per_image",
+    )
     return parser.parse_args(argv)
 
 
 def load_network(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.SplitResNet, dict]:
-    """The network of a checkpoint, and what the checkpoint says of itself (stage, seed, step ...)."""
+    """The network of a checkpoint, and what that says of itself (stage, seed, step ...)."""
     tensors = utils.read_checkpoint(path)
     net, description = resnet.from_checkpoint(tensors)
     if masked:
         if not isinstance(net, resnet.ResNet) or max(net.config.groups) == 1:
-            raise ValueError(f"--mask needs a grouped dense network, but {path} is none: leave it out")
+            raise ValueError(
+                f"--mask needs a grouped dense network, but {path} is none: leave it out"
+            )
         resnet.mask(net)
     step = tensors.get("step", tensors.get("global_step", 0))
     about = {name: description.get(name, "") for name in ("dataset", "stage", "seed", "preset")}
@@ -52,7 +70,7 @@ def load_network(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.SplitR
 
 
 def group_accuracies(confusion: np.ndarray, groups: list[np.ndarray]) -> list[float]:
-    """Accuracy over the images of each group's classes (all classes compete); NaN-free: 0 if none."""
+    """Accuracy over the images of each group's classes, all classes competing; 0 if none."""
     hits, images = np.diag(confusion), confusion.sum(axis=1)
     return [float(hits[g].sum() / max(images[g].sum(), 1)) for g in groups]
 
@@ -76,8 +94,8 @@ def main(argv: Sequence[str]) -> int:
     dataset = cifar100.describe(flags.data_dir)["dataset"]
     if about["dataset"] not in ("", dataset):
         raise ValueError(
-            f"{path} was trained on {about['dataset']}, but {flags.data_dir} holds {dataset}: name the "
-            "data set that it was trained on with --data_dir"
+            f"{path} was trained on {about['dataset']}, but {flags.data_dir} holds {dataset}: "
+            "name the data set that it was trained on with --data_dir"
         )
     images, labels = cifar100.load(flags.data_dir, flags.split)
     start = time.perf_counter()
@@ -110,9 +128,10 @@ def main(argv: Sequence[str]) -> int:
 def report(values: dict) -> None:
     """The result on the screen."""
     print(
-        f"{values['network']}, groups {values['groups']}, step {values['step']}, {values['dataset']} "
-        f"{values['split']}: accuracy {values['accuracy']:.4f} ({values['correct']} of "
-        f"{values['num_examples']}), cross entropy {values['cross_entropy']:.4f}"
+        f"{values['network']}, groups {values['groups']}, step {values['step']}, "
+        f"{values['dataset']} {values['split']}: accuracy {values['accuracy']:.4f} "
+        f"({values['correct']} of {values['num_examples']}), "
+        f"cross entropy {values['cross_entropy']:.4f}"
     )
     print(
         f"{values['weights']:,} weights, {values['flops']:,} FLOPs an image, "

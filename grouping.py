@@ -34,7 +34,9 @@ def parse_groups(text: str) -> tuple[int, ...]:
     except ValueError:
         groups = ()
     if len(groups) != len(LEVELS):
-        raise ValueError(f"groups are three numbers such as 2-4-4 (unit_2-unit_3-logits), not {text!r}")
+        raise ValueError(
+            f"groups are three numbers such as 2-4-4 (unit_2-unit_3-logits), not {text!r}"
+        )
     return groups
 
 
@@ -48,12 +50,14 @@ def check_groups(groups: Sequence[int], features: Sequence[int], num_classes: in
     shown = format_groups(groups)
     if len(groups) != len(LEVELS) or any(not isinstance(g, int) or g < 1 for g in groups):
         raise ValueError(
-            f"groups are three whole numbers from 1 up (unit_2, unit_3, logits), got {tuple(groups)}"
+            "groups are three whole numbers from 1 up (unit_2, unit_3, logits), got "
+            f"{tuple(groups)}"
         )
     if list(groups) != sorted(groups):
         raise ValueError(
-            f"groups {shown} do not nest: a group divides into one or more groups of the next level, "
-            "so the numbers may not fall from unit_2 to unit_3 to logits (allowed: 1-2-2, 2-2-2, 2-4-4)"
+            f"groups {shown} do not nest: a group divides into one or more groups of the next "
+            "level, so the numbers may not fall from unit_2 to unit_3 to logits "
+            "(allowed: 1-2-2, 2-2-2, 2-4-4)"
         )
     if groups[-1] > num_classes:
         raise ValueError(
@@ -127,9 +131,9 @@ def weight_split(kernel: tf.Tensor, p: tf.Tensor, q: tf.Tensor) -> tf.Tensor:
         p: indicator `[G, D]` of its inputs.
         q: indicator `[G, K]` of its outputs.
 
-    The norms of rows and columns are those of S = mean over f, f of squared weights: with Q_g diagonal,
-    row d of (I - P_g) W Q_g has the norm (1 - p_gd) sqrt(sum_k S_dk q_gk^2), so that two small matrix
-    products serve all groups at once.
+    The norms of rows and columns are those of S = mean over f, f of squared weights: with Q_g
+    diagonal, row d of (I - P_g) W Q_g has the norm (1 - p_gd) sqrt(sum_k S_dk q_gk^2), so that two
+    small matrix products serve all groups at once.
     """
     kernel = tf.cast(kernel, tf.float32)
     fan = int(np.prod(kernel.shape[:-1]))  # f * f * D
@@ -196,7 +200,7 @@ def split_layers(net) -> Iterator[tuple[tf.Variable, str, str]]:
 
 
 def regularizer_terms(net) -> dict[str, list[tf.Tensor]]:
-    """The single values behind `regularizers`, in network order; empty lists if nothing is split."""
+    """The values behind `regularizers`, in network order; empty lists if nothing is split."""
     soft = soft_assignments(net)
     free = [name for name in net.alphas if name not in ("p1", "q1")]
 
@@ -222,8 +226,8 @@ def regularizers(net, weighted: bool = True) -> dict[str, tf.Tensor]:
             weights), so that the least separated layers are pushed most; else their mean.
 
     Returns:
-        `overlap` (R_D), `weight_split` (R_W) and `uniform` (R_E): each is 1 for uniform indicators on
-        newly drawn weights, and all are 0 where nothing is split.
+        `overlap` (R_D), `weight_split` (R_W) and `uniform` (R_E): each is 1 for uniform indicators
+        on newly drawn weights, and all are 0 where nothing is split.
     """
     terms = regularizer_terms(net)
     if not terms["overlap"]:
@@ -269,9 +273,11 @@ def hard_assignments(net) -> dict[str, np.ndarray]:
 
 
 def merged_assignments(config, assignment: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`assignment` with the outputs q2 and q3 added: the super-group of each feature's sub-group."""
+    """`assignment` with q2 and q3 added: the super-group of each feature's sub-group."""
     merged = dict(assignment)
-    for level, num_groups, num_children in zip((2, 3), config.groups, config.groups[1:], strict=False):
+    for level, num_groups, num_children in zip(
+        (2, 3), config.groups, config.groups[1:], strict=False
+    ):
         if num_groups > 1:
             runs = merge_runs(num_children, num_groups)
             parent = np.repeat(np.arange(num_groups), [len(run) for run in runs])
@@ -284,7 +290,8 @@ class Partition:
 
     `assignment` holds the group of every feature (`hard_assignments`). Without it nothing is
     split, and the one group of each level owns everything. A group's output features are those of
-    its sub-groups one after the other, so that groups nest and each sub-group reads a contiguous slice.
+    its sub-groups one after the other, so that groups nest and each sub-group reads a contiguous
+    slice.
     """
 
     def __init__(self, config, assignment: dict[str, np.ndarray] | None = None):

@@ -1,12 +1,13 @@
 """The Wide ResNet of SplitNet: dense while it learns its groups, a tree once it is cut.
 
-Both networks are made of the same `Branch`: the layers that one group owns, from one level of the network
-down to where the tree forks. The dense network is a single branch that owns every channel. Levels: 1 is
-`init_conv` and `unit_1`, 2 and 3 are `unit_2` and `unit_3`, 4 is `unit_last` and `logits`.
+Both networks are made of the same `Branch`: the layers that one group owns, from one level of the
+network down to where the tree forks. The dense network is a single branch that owns every channel.
+Levels: 1 is `init_conv` and `unit_1`, 2 and 3 are `unit_2` and `unit_3`, 4 is `unit_last` and
+`logits`.
 
 Variable names are those of the published TensorFlow 1 code and, at the same time, the path of
-attributes: `net.unit_2_0.conv_1.kernel` is `unit_2_0/conv_1/kernel`. The layers of branch B of a tree are below
-`branch_B/`, the trunk's bear the names that they had in the dense network.
+attributes: `net.unit_2_0.conv_1.kernel` is `unit_2_0/conv_1/kernel`. The layers of branch B of a
+tree are below `branch_B/`, the trunk's bear the names that they had in the dense network.
 """
 
 from __future__ import annotations
@@ -51,10 +52,13 @@ class NetworkConfig:
         object.__setattr__(self, "groups", tuple(self.groups))
         if self.num_residual_units < 1 or self.num_residual_units != int(self.num_residual_units):
             raise ValueError(
-                f"num_residual_units must be a whole number from 1 up, got {self.num_residual_units}"
+                "num_residual_units must be a whole number from 1 up, got "
+                f"{self.num_residual_units}"
             )
         if self.k <= 0 or 16 * self.k != int(16 * self.k):
-            raise ValueError(f"k must be positive and 16 * k a whole number of filters, got {self.k}")
+            raise ValueError(
+                f"k must be positive and 16 * k a whole number of filters, got {self.k}"
+            )
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
         if not 0 < self.dropout_keep_prob <= 1:
@@ -220,21 +224,20 @@ class Block(tf.Module):
 class Branch(tf.Module):
     """The layers of one group from `level` down to the next fork, and the branches behind it.
 
-    A branch without a fork ends in `logits` for its own `classes`. Where the trunk forks, the branches gather
-    their channels from it once; at deeper forks they take contiguous slices.
+    A branch without a fork ends in `logits` for its own `classes`. Where the trunk forks, the
+    branches gather their channels from it once; at deeper forks they take contiguous slices.
     """
 
     def __init__(self, config, partition: grouping.Partition, level=1, group=0, prefix="", seed=0):
         super().__init__()
         self.config = config
-        self.first_level, self.last_level = level, level - 1  # its stages; none where only the head forks
+        # Its stages; none where only the classifier is split.
+        self.first_level, self.last_level = level, level - 1
         self.fork_order = None  # channels of a trunk in the order in which its branches read them
         self.num_branches = 0
         if level == 1:
             resolution, filters = IMAGE_SIZE, np.arange(config.features(0))
-            self.init_conv = Conv(
-                f"{prefix}init_conv", 3, range(3), filters, resolution, seed=seed
-            )
+            self.init_conv = Conv(f"{prefix}init_conv", 3, range(3), filters, resolution, seed=seed)
         while level < 4:
             self._add_stage(partition, level, group, prefix, seed)
             below, level = level, level + 1
@@ -338,8 +341,8 @@ class _Network(Branch):
         """Logits of a batch.
 
         Args:
-            images: `[B, 32, 32, 3]`, standardized. Their dtype (float32 or bfloat16) is the precision in which
-                the convolutions compute; statistics, classifier and logits are float32.
+            images: `[B, 32, 32, 3]`, standardized. Their dtype (float32 or bfloat16) is the
+                precision of the convolutions; statistics, classifier and logits are float32.
             training: use the batch's statistics, update the moving ones, apply dropout.
             dropout_seed: `(seed, step)`, needed in training where dropout_keep_prob < 1.
 
@@ -399,8 +402,8 @@ class SplitResNet(_Network):
 def split(net: ResNet) -> SplitResNet:
     """Cut a dense network into the tree of its hard groups.
 
-    The tree computes what the dense network does once every weight between different groups is zero: the same
-    pre-activation blocks, batch normalization parameters and moving statistics.
+    The tree computes what the dense network does once every weight between different groups is
+    zero: the same pre-activation blocks, batch normalization parameters and moving statistics.
 
     Raises:
         ValueError: a group is empty; names the indicator.
@@ -432,8 +435,8 @@ def _path(layer: tf.Module) -> str:
 def count(net: ResNet | SplitResNet) -> tuple[int, int]:
     """Weights and FLOPs per image of either network.
 
-    Convolution kernels, fully connected weights and biases; 2 FLOPs per multiply-add, (in + 1) * out * 2 for the
-    fully connected layer. WRN-16-8: (11000340, 3096383688).
+    Convolution kernels, fully connected weights and biases; 2 FLOPs per multiply-add, (in + 1) *
+    out * 2 for the fully connected layer. WRN-16-8: (11000340, 3096383688).
     """
     weights, flops = zip(*(layer.count() for layer in net.layers()), strict=True)
     return sum(weights), sum(flops)

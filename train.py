@@ -4,8 +4,10 @@
     group      weights and group assignments together; eq. (1) with the regularizers of eq. (2)
     split      cut the grouped network (--basemodel) into its tree and finetune that
 
-The same command goes on after an interruption, and ends with what it would have ended with. What a run starts from is
-printed: the newest checkpoint in --train_dir, else --checkpoint, else the weights of --basemodel, else new weights.
+The same command goes on after an interruption, and ends with what it would have ended with. What a
+run starts from is
+printed: the newest checkpoint in --train_dir, else --checkpoint, else the weights of --basemodel,
+else new weights.
 """
 
 from __future__ import annotations
@@ -91,19 +93,22 @@ def _epochs(text: str) -> list[float]:
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Flags of a run, checked against each other; `groups` is (unit_2, unit_3, logits).
 
-    A mistake ends the program with one line. In stage split, `k`, `num_residual_units` and `groups` are None
-    where they were not given: the cut network's hold.
+    A mistake ends the program with one line. In stage split, `k`, `num_residual_units` and `groups`
+    are None where they were not given: the cut network's hold.
     """
     table = _flag_table()
-    parser = utils.FlagParser(__doc__.partition("\n")[0])
-    parser.add_argument("--stage", required=True, choices=STAGES)
+    parser = utils.FlagParser(__doc__.partition("\n")[0], needed=("stage", "train_dir"))
+    parser.add_argument("--stage", choices=STAGES, help=" | ".join(STAGES))
     for name, kind, default, stages, text in table:
         shown = f" (default: {default})" if default not in (None, "") else ""
         only = f" [{' and '.join(stages)} only]" if stages != STAGES else ""
         # None tells a flag that was not given.
         optional = {"nargs": "?", "const": True} if kind is utils.boolean else {}
         parser.add_argument(
-            f"--{name}", type=kind, required=name == "train_dir", help=text + shown + only, **optional
+            f"--{name}",
+            type=kind,
+            help=text + shown + only,
+            **optional,
         )
     flags = parser.parse_args(argv)
     given = {name for name, *_ in table if getattr(flags, name) is not None}
@@ -134,8 +139,8 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
             setattr(flags, name, None)
     elif flags.stage == "group" and max(flags.groups) == 1:
         parser.error(
-            f"stage group needs groups, but --ngroups3-2-1 are {shown}: set --ngroups1 to 2 or more, "
-            "or use --stage baseline"
+            f"stage group needs groups, but --ngroups3-2-1 are {shown}: set --ngroups1 to 2 or "
+            "more, or use --stage baseline"
         )
     try:
         settings = {name: getattr(flags, name) for name in ("k", "num_residual_units", "groups")}
@@ -143,7 +148,9 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
     except ValueError as error:
         parser.error(f"{error} [--ngroups3 is unit_2, --ngroups2 unit_3, --ngroups1 logits]")
     for name in ("basemodel", "checkpoint"):
-        if getattr(flags, name) and not os.path.exists(os.path.dirname(getattr(flags, name)) or "."):
+        if getattr(flags, name) and not os.path.exists(
+            os.path.dirname(getattr(flags, name)) or "."
+        ):
             parser.error(f"--{name} {getattr(flags, name)}: no such folder")
 
 
@@ -269,7 +276,8 @@ def evaluate(net, images, labels, batch_size: int, precision: str = "float32") -
     """Predict every image once. Seconds an image leave the first batch out, which compiles."""
 
     @tf.function(input_signature=[
-        tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3]), tf.TensorSpec([None], tf.int32)
+        tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3]), tf.TensorSpec([None],
+        tf.int32)
     ])  # fmt: skip
     def predict(batch, targets):
         logits = net(tf.cast(batch, DTYPES[precision]))
@@ -326,9 +334,11 @@ def restore_state(path: str, flags: argparse.Namespace, about: dict) -> Trainer:
     net, description = resnet.from_checkpoint(tensors, dropout_keep_prob=flags.dropout_keep_prob)
     if description["stage"] != flags.stage:
         raise ValueError(
-            f"{path} is of stage {description['stage']}, not {flags.stage}: name another --train_dir"
+            f"{path} is of stage {description['stage']}, not {flags.stage}: name another "
+            "--train_dir"
         )
     _check_network(path, net.config, flags, also=("bn_no_scale",))
+    _check_dataset(path, description, flags, about)
     trainer = Trainer(net, objective(flags), about)
     trainer.checkpoint.restore(path).assert_consumed()
     return trainer
@@ -339,6 +349,7 @@ def start_from_weights(path: str, flags: argparse.Namespace, about: dict) -> Tra
     changes = {name: getattr(flags, name) for name in ("dropout_keep_prob", "bn_no_scale")}
     tensors = utils.read_checkpoint(path)
     base, description = resnet.from_checkpoint(tensors, **changes)
+    _check_dataset(path, description, flags, about)
     if flags.stage == "split":
         _check_network(path, base.config, flags)
         if max(base.config.groups) == 1:
@@ -386,8 +397,18 @@ def _check_network(path, config, flags, groups=True, also=()) -> None:
     ]
     if differing:
         raise ValueError(
-            f"{path} holds another network ({'; '.join(differing)}): change the flags to match it, or "
-            "name another run"
+            f"{path} holds another network ({'; '.join(differing)}): change the flags to match "
+            "it, or name another run"
+        )
+
+
+def _check_dataset(path, description, flags, about) -> None:
+    """Raise ValueError where a checkpoint comes from another data set."""
+    trained_on = description.get("dataset", about["dataset"])
+    if trained_on != about["dataset"]:
+        raise ValueError(
+            f"{path} was trained on {trained_on}, but {flags.data_dir} holds {about['dataset']}: "
+            "name the other with --data_dir, or start anew in another --train_dir"
         )
 
 
@@ -507,7 +528,9 @@ class Loop:
         self.run.log(
             self.step, **{f"sharpness/{name}": v for name, v in sharp.items()}, group_sizes=sizes
         )
-        shares = "  ".join(f"{name} {v:.2f} {'/'.join(map(str, sizes[name]))}" for name, v in sharp.items())
+        shares = "  ".join(
+            f"{name} {v:.2f} {'/'.join(map(str, sizes[name]))}" for name, v in sharp.items()
+        )
         print(f"    largest share and sizes of groups: {shares}", flush=True)
 
     def validate(self, **more: float) -> Evaluation:
@@ -559,9 +582,9 @@ def main(argv: Sequence[str]) -> int:
             )
         weights, flops = resnet.count(net)
         print(
-            f"{net.config.name}, groups {grouping.format_groups(net.config.groups)}, stage {flags.stage}: "
-            f"{weights:,} weights, {flops:,} FLOPs an image; {len(data['train'][1]):,} training "
-            f"images ({about['dataset']}); {utils.hardware()}"
+            f"{net.config.name}, groups {grouping.format_groups(net.config.groups)}, stage "
+            f"{flags.stage}: {weights:,} weights, {flops:,} FLOPs an image; "
+            f"{len(data['train'][1]):,} training images ({about['dataset']}); {utils.hardware()}"
         )
         utils.write_json(run.path("config.json"), {
             "flags": vars(flags),
@@ -583,7 +606,9 @@ def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
     """The last line, and result.json where the run is complete; returns the exit status."""
     flags, run = loop.flags, loop.run
     best = run.best()
-    said = f"best validation accuracy {best[1]:.4f} at step {best[0]}" if best else "no validation yet"
+    said = (
+        f"best validation accuracy {best[1]:.4f} at step {best[0]}" if best else "no validation yet"
+    )
     if interruption.status:
         print(f"interrupted at step {loop.step}: {said}; the same command goes on from here")
         return interruption.status

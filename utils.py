@@ -1,7 +1,7 @@
 """A run's plumbing: flags, errors, the run directory, metrics, checkpoints, the learning rate.
 
-Import this module before the others: it loads TensorFlow without the messages of its start, which no setting
-of TensorFlow's own suppresses. Set TF_CPP_MIN_LOG_LEVEL=0 to see them.
+Import this module before the others: it loads TensorFlow without the messages of its start, which
+no setting of TensorFlow's own suppresses. Set TF_CPP_MIN_LOG_LEVEL=0 to see them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "0":
     _stderr = os.dup(2)
     with open(os.devnull, "w") as _null:
         os.dup2(_null.fileno(), 2)
@@ -41,14 +40,19 @@ CHECKPOINT = "model.ckpt"
 
 
 class FlagParser(argparse.ArgumentParser):
-    """Flags only, spelled out; every mistake is one line that names the fix."""
+    """Flags only, spelled out; every mistake is one line that names the fix.
 
-    def __init__(self, description: str | None):
+    Flags that are `needed` are asked for after the others were read, so that a misspelled one is
+    not reported as missing.
+    """
+
+    def __init__(self, description: str | None, needed: Sequence[str] = ()):
         super().__init__(
             description=description,
             allow_abbrev=False,
             usage="%(prog)s --FLAG VALUE ...",
         )
+        self.needed = needed
 
     def parse_args(self, args=None, namespace=None):
         flags, left = self.parse_known_args(args, namespace)
@@ -59,6 +63,9 @@ class FlagParser(argparse.ArgumentParser):
             close = difflib.get_close_matches(name, self._option_string_actions, n=1)
             hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
             self.error(f"unknown flag {name}: {hint}")
+        for action in self._actions:
+            if action.dest in self.needed and getattr(flags, action.dest) is None:
+                self.error(f"--{action.dest} is needed: {action.help}")
         return flags
 
     def error(self, message: str) -> NoReturn:
@@ -95,7 +102,8 @@ def number(kind: type, low=None, high=None, above=None, below=None) -> Callable[
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Run a script: what goes wrong in a foreseen way ends in one line and a status that is not 0."""
+    """Run a script: what goes wrong in a foreseen way ends in one line and a status that is not
+    0."""
     name = os.path.basename(sys.argv[0])
     try:
         status = main(sys.argv[1:])
@@ -222,14 +230,15 @@ def find_checkpoint(path: str) -> str:
     path = path.removesuffix(".index")
     if not (os.path.exists(f"{path}.index") and os.path.exists(_data_file(path))):
         raise ValueError(
-            f"no checkpoint {path}: name a run directory that holds model.ckpt-STEP files, or one of "
-            "them without its .index or .data ending"
+            f"no checkpoint {path}: name a run directory that holds model.ckpt-STEP files, or one "
+            "of them without its .index or .data ending"
         )
     return path
 
 
 def read_checkpoint(path: str) -> dict[str, np.ndarray]:
-    """Every tensor of a checkpoint by its plain name (`net/unit_1_0/conv_1/kernel`, or TensorFlow 1's).
+    """Every tensor of a checkpoint by its plain name (`net/unit_1_0/conv_1/kernel`, or TensorFlow
+    1's).
 
     Raises:
         ValueError: it cannot be read; says what failed.
@@ -253,7 +262,8 @@ def read_checkpoint(path: str) -> dict[str, np.ndarray]:
 class Run:
     """A run's directory: config.json, metrics.jsonl, model.ckpt-STEP, result.json, event files.
 
-    One process at a time: the lock is the operating system's, so that a killed run leaves none behind.
+    One process at a time: the lock is the operating system's, so that a killed run leaves none
+    behind.
 
     Args:
         directory: made if it is missing.
@@ -270,7 +280,8 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(
-                f"another run is using {directory}: wait for it, end it, or name another --train_dir"
+                f"another run is using {directory}: wait for it, end it, or name another "
+                "--train_dir"
             ) from None
 
     def path(self, name: str) -> str:
@@ -290,7 +301,8 @@ class Run:
     # metrics
 
     def resume_metrics(self, step: int) -> None:
-        """Keep the metrics up to `step`; drop what a stopped run had logged beyond its checkpoint."""
+        """Keep the metrics up to `step`; drop what a stopped run had logged beyond its
+        checkpoint."""
         self.metrics = []
         with contextlib.suppress(FileNotFoundError), open(self.path("metrics.jsonl")) as file:
             for line in file:

@@ -1,14 +1,14 @@
-"""Shared by the tests: small data sets, networks with random numbers, and the scripts as processes."""
+"""Shared by the tests: small data sets, networks with random numbers, scripts as processes."""
 
 import json
 import os
 import subprocess
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+import utils  # noqa: E402, F401, it quiets TensorFlow's start
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -53,7 +53,9 @@ def write_data(path, counts, seed=0):
     path.mkdir(parents=True, exist_ok=True)
     for split, count in counts.items():
         pictures = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
-        np.savez(path / f"{split}.npz", images=pictures, labels=np.arange(count, dtype=np.int32) % 100)
+        np.savez(
+            path / f"{split}.npz", images=pictures, labels=np.arange(count, dtype=np.int32) % 100
+        )
     description = {
         "dataset": "synthetic",
         "seed": seed,
@@ -91,8 +93,9 @@ def fails(script, *flags, says, status=1):
 def train_flags(stage, train_dir, data_dir, **flags):
     """Flags of a tiny run of train.py."""
     values = {
-        "stage": stage, "train_dir": train_dir, "data_dir": data_dir, "k": 1, "num_residual_units": 1,
-        "batch_size": 20, "max_steps": 6, "display": 2, "val_interval": 3, "checkpoint_interval": 2,
+        "stage": stage, "train_dir": train_dir, "data_dir": data_dir, "k": 1,
+        "num_residual_units": 1, "batch_size": 20, "max_steps": 6, "display": 2,
+        "val_interval": 3, "checkpoint_interval": 2,
     } | flags  # fmt: skip
     if stage == "group":
         values = {"ngroups1": 2, "ngroups2": 2, "ngroups3": 2} | values

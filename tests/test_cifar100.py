@@ -1,7 +1,9 @@
 """cifar100.py: what is loaded, and that order and augmentation are a function of (seed, step)."""
 
+import glob
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ PICTURES = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8)
 @pytest.mark.parametrize("batch_size, num_images", [(90, 450), (7, 20), (20, 20)])
 def test_every_image_once_an_epoch(batch_size, num_images):
     steps = 3 * num_images
-    order = np.concatenate([cifar100.batch_indices(t, batch_size, num_images, 5) for t in range(steps)])
+    order = np.concatenate(
+        [cifar100.batch_indices(t, batch_size, num_images, 5) for t in range(steps)]
+    )
     epochs = order[: len(order) // num_images * num_images].reshape(-1, num_images)
     assert (np.sort(epochs, axis=1) == np.arange(num_images)).all()
     assert np.any(epochs[0] != epochs[1])
@@ -36,7 +40,9 @@ def test_augmented_images_are_crops_of_padded_images():
     padded = np.pad(PICTURES, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
     seen = set()
     for step in range(4):
-        for before, after in zip(padded, cifar100.augment(tf.constant(PICTURES), 1, step).numpy(), strict=True):
+        for before, after in zip(
+            padded, cifar100.augment(tf.constant(PICTURES), 1, step).numpy(), strict=True
+        ):
             found = [
                 (y, x, flip)
                 for y in range(9)
@@ -52,7 +58,8 @@ def test_augmented_images_are_crops_of_padded_images():
 
 def test_augmentation_depends_on_seed_and_step_alone():
     a, b, c, d = (
-        cifar100.augment(tf.constant(PICTURES), *key).numpy() for key in [(1, 2), (1, 2), (1, 3), (2, 2)]
+        cifar100.augment(tf.constant(PICTURES), *key).numpy()
+        for key in [(1, 2), (1, 2), (1, 3), (2, 2)]
     )
     assert np.array_equal(a, b) and np.any(a != c) and np.any(a != d)
 
@@ -113,10 +120,22 @@ def damage(path, kind):
     elif kind == "no images":
         del good["images"]
     np.savez(file, **good)
-    return {"label": "0 to 99", "count": "expected", "floats": "whole-number"}.get(kind, "train.npz")
+    return {"label": "0 to 99", "count": "expected", "floats": "whole-number"}.get(
+        kind, "train.npz"
+    )
 
 
-KINDS = ["missing", "truncated", "objects", "dtype", "shape", "label", "count", "floats", "no images"]
+KINDS = [
+    "missing",
+    "truncated",
+    "objects",
+    "dtype",
+    "shape",
+    "label",
+    "count",
+    "floats",
+    "no images",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,8 +159,6 @@ def test_no_data_says_how_to_get_them(tmp_path):
 
 
 def test_the_project_has_no_other_readers_of_the_files():
-    readers = [
-        name for name in os.listdir(ROOT)
-        if name.endswith(".py") and "np.load(" in open(os.path.join(ROOT, name)).read()
-    ]  # fmt: skip
-    assert set(readers) <= {"cifar100.py", "download_cifar100.py"}
+    sources = glob.glob(os.path.join(ROOT, "*.py"))
+    readers = {os.path.basename(path) for path in sources if "np.load(" in Path(path).read_text()}
+    assert readers <= {"cifar100.py", "download_cifar100.py"}

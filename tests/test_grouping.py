@@ -31,7 +31,9 @@ def slow_weight_split(kernel, p, q):
     return total / (2 * (num_groups - 1) / num_groups * np.sqrt(1 / (size * size * num_in)))
 
 
-@pytest.mark.parametrize("num_groups, num_in, num_out, size", [(2, 8, 6, 3), (3, 7, 12, 1), (5, 9, 9, 3)])
+@pytest.mark.parametrize(
+    "num_groups, num_in, num_out, size", [(2, 8, 6, 3), (3, 7, 12, 1), (5, 9, 9, 3)]
+)
 def test_terms_agree_with_loops(num_groups, num_in, num_out, size):
     p, q = (softmax(RNG.normal(size=(num_groups, n))) for n in (num_in, num_out))
     kernel = RNG.normal(size=(size, size, num_in, num_out))
@@ -57,7 +59,9 @@ def test_closed_forms(num_groups):
     even = tf.fill([num_groups, size], 1 / num_groups)
     sharp = tf.constant(np.repeat(np.eye(num_groups), 4, axis=1), tf.float32)
     collapsed = tf.constant(np.eye(num_groups)[np.zeros(size, int)].T, tf.float32)
-    values = [(grouping.overlap(q).numpy(), grouping.uniform(q).numpy()) for q in (even, sharp, collapsed)]
+    values = [
+        (grouping.overlap(q).numpy(), grouping.uniform(q).numpy()) for q in (even, sharp, collapsed)
+    ]
     np.testing.assert_allclose(values, [(1, 1), (0, 1), (0, num_groups)], atol=1e-6)
 
 
@@ -83,7 +87,12 @@ def test_saturated_indicators_have_finite_gradients():
 
 @pytest.mark.parametrize(
     "num_groups, merged, runs",
-    [(3, 2, [[0, 1], [2]]), (4, 2, [[0, 1], [2, 3]]), (8, 3, [[0, 1, 2], [3, 4, 5], [6, 7]]), (2, 2, [[0], [1]])],
+    [
+        (3, 2, [[0, 1], [2]]),
+        (4, 2, [[0, 1], [2, 3]]),
+        (8, 3, [[0, 1, 2], [3, 4, 5], [6, 7]]),
+        (2, 2, [[0], [1]]),
+    ],
 )
 def test_merge_runs(num_groups, merged, runs):
     assert [list(run) for run in grouping.merge_runs(num_groups, merged)] == runs
@@ -92,7 +101,9 @@ def test_merge_runs(num_groups, merged, runs):
     np.testing.assert_allclose(grouping.merge(tf.constant(q), merged), expected)
 
 
-@pytest.mark.parametrize("groups", [(2, 1, 2), (4, 2, 2), (0, 1, 2), (1, 1, 101), (2, 2), (17, 17, 17), (1, 2.0, 2)])
+@pytest.mark.parametrize(
+    "groups", [(2, 1, 2), (4, 2, 2), (0, 1, 2), (1, 1, 101), (2, 2), (17, 17, 17), (1, 2.0, 2)]
+)
 def test_impossible_groups_are_refused(groups):
     with pytest.raises(ValueError, match="groups"):
         resnet.NetworkConfig(k=1, groups=groups)

@@ -33,7 +33,9 @@ def reference(request):
 
 
 def names(arrays, prefix):
-    return {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)
+    }
 
 
 def reference_trainer(reference):
@@ -98,7 +100,10 @@ def test_reference_split(reference):
     assert resnet.count(tree)[0] == reference["split_weights"]
     weights, flops = resnet.count(net)  # the published count leaves init_conv out
     init_conv = net.init_conv.count()
-    assert (weights - init_conv[0], flops - init_conv[1]) == (reference["weights"], reference["flops"])
+    assert (weights - init_conv[0], flops - init_conv[1]) == (
+        reference["weights"],
+        reference["flops"],
+    )
 
 
 def test_tensorflow_1_checkpoint():
@@ -303,7 +308,8 @@ def test_weights_of_another_network_are_refused():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"k": 0}, {"k": 0.3}, {"num_residual_units": 0}, {"dropout_keep_prob": 0}, {"num_classes": 1}]
+    "bad",
+    [{"k": 0}, {"k": 0.3}, {"num_residual_units": 0}, {"dropout_keep_prob": 0}, {"num_classes": 1}],
 )
 def test_bad_configurations(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Learn the groups: train a Wide ResNet together with the matrices that assign classes and features to groups.
+# Edit the flags here, or add some to the command, which win: PRESET=smoke ./group.sh --max_steps 20 --k 1
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+PRESET=${PRESET:-paper} # paper: published schedule; cpu: two cores, about an hour; smoke: minutes
+DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
+TRAIN_DIR=${TRAIN_DIR:-$HERE/runs/$PRESET/group}
+PYTHON=${PYTHON:-$([ -x "$HERE/.venv/bin/python" ] && echo "$HERE/.venv/bin/python" || echo python3)}
+
+case $PRESET in
+paper) K=8 STEPS=200000 LR_STEP_EPOCH=240,300 DROPOUT_KEEP_PROB=0.5 GAMMA2=1.0 GROUP_LR_SCALE=1.0 INTERVAL=1000 ;;
+cpu) K=2 STEPS=9000 LR_STEP_EPOCH=13,16 DROPOUT_KEEP_PROB=1.0 GAMMA2=1.0 GROUP_LR_SCALE=3.0 INTERVAL=500 ;;
+smoke) K=1 STEPS=2000 LR_STEP_EPOCH=3.5 DROPOUT_KEEP_PROB=1.0 GAMMA2=1.0 GROUP_LR_SCALE=6.0 INTERVAL=250 ;;
+*) echo "group.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
+esac
+
+exec "$PYTHON" "$HERE/train.py" \
+    --stage group \
+    --preset "$PRESET" \
+    --data_dir "$DATA_DIR" \
+    --train_dir "$TRAIN_DIR" \
+    --num_residual_units 2 \
+    --k "$K" \
+    --ngroups1 2 \
+    --ngroups2 2 \
+    --ngroups3 2 \
+    --batch_size 90 \
+    --max_steps "$STEPS" \
+    --initial_lr 0.1 \
+    --lr_step_epoch "$LR_STEP_EPOCH" \
+    --lr_decay 0.1 \
+    --momentum 0.9 \
+    --l2_weight 1e-4 \
+    --gamma1 1.0 \
+    --gamma2 "$GAMMA2" \
+    --gamma3 10.0 \
+    --weighted_group_loss True \
+    --group_lr_scale "$GROUP_LR_SCALE" \
+    --dropout_keep_prob "$DROPOUT_KEEP_PROB" \
+    --bn_no_scale True \
+    --display 100 \
+    --val_interval "$INTERVAL" \
+    --checkpoint_interval "$INTERVAL" \
+    --group_summary_interval "$INTERVAL" \
+    "$@"

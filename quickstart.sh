@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# From nothing to a finetuned tree in minutes: environment, data, group.sh, split.sh, eval.sh, summary.
+#   ./quickstart.sh                      downloads CIFAR-100, or draws a synthetic set where there is no network
+#   ./quickstart.sh --archive FILE       takes cifar-100-python.tar.gz (or .tar.xz) from FILE; also CIFAR100_ARCHIVE=FILE
+#   ./quickstart.sh --synthetic          draws the synthetic set
+# Run again, it goes on from what exists. PRESET=cpu takes an hour and a half instead of minutes.
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+export PRESET=${PRESET:-smoke}
+export DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
+RUNS=${RUNS:-$HERE/runs/$PRESET}
+ARCHIVE=${CIFAR100_ARCHIVE:-}
+SYNTHETIC=
+
+fail() {
+    echo "quickstart.sh: error: $1" >&2
+    exit 2
+}
+
+while [ $# -gt 0 ]; do
+    case $1 in
+    --archive)
+        [ $# -ge 2 ] || fail "--archive needs a file"
+        ARCHIVE=$2
+        shift
+        ;;
+    --archive=*) ARCHIVE=${1#*=} ;;
+    --synthetic) SYNTHETIC=1 ;;
+    -h | --help)
+        sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}"
+        exit 0
+        ;;
+    *) fail "unknown word '$1': use --archive FILE or --synthetic" ;;
+    esac
+    shift
+done
+[ -z "$ARCHIVE" ] || [ -z "$SYNTHETIC" ] || fail "--archive and --synthetic exclude each other"
+
+# shellcheck source=environment.sh
+source "$HERE/environment.sh"
+make_environment "$HERE" "$HERE/requirements.txt"
+export PYTHON
+
+get_data() {
+    "$PYTHON" "$HERE/download_cifar100.py" --dataset_path "$DATA_DIR" "$@"
+}
+
+echo "== data: $DATA_DIR"
+if [ -n "$ARCHIVE" ]; then
+    get_data --archive "$ARCHIVE"
+elif [ -n "$SYNTHETIC" ]; then
+    get_data --synthetic
+elif [ -e "$DATA_DIR/split.json" ]; then
+    echo "using the data set that is there"
+else
+    status=0
+    get_data || status=$?
+    if [ "$status" -eq 3 ]; then
+        echo "NOTICE: no network, so everything below runs on a SYNTHETIC data set, not on CIFAR-100." >&2
+        echo "NOTICE: with the archive from elsewhere: remove $DATA_DIR and $RUNS, then use --archive FILE." >&2
+        get_data --synthetic
+    elif [ "$status" -ne 0 ]; then
+        exit "$status"
+    fi
+fi
+
+echo "== group.sh: learn the groups ($PRESET)"
+TRAIN_DIR=$RUNS/group "$HERE/group.sh"
+echo "== eval.sh: the grouped network, and the same right after the cut"
+CHECKPOINT=$RUNS/group "$HERE/eval.sh" --eval_dir "$RUNS/group/eval"
+CHECKPOINT=$RUNS/group "$HERE/eval.sh" --eval_dir "$RUNS/group/eval_mask" --mask True
+echo "== split.sh: cut and finetune ($PRESET)"
+BASEMODEL=$RUNS/group TRAIN_DIR=$RUNS/split "$HERE/split.sh"
+echo "== eval.sh: the tree"
+CHECKPOINT=$RUNS/split "$HERE/eval.sh" --eval_dir "$RUNS/split/eval"
+echo "== summary"
+"$PYTHON" "$HERE/report.py" --run "$RUNS" --data_dir "$DATA_DIR"

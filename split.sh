@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Cut the grouped network of group.sh into its tree, and finetune the tree.
+# Edit the flags here, or add some to the command, which win: PRESET=smoke ./split.sh --max_steps 20
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+PRESET=${PRESET:-paper} # paper: published schedule; cpu: two cores, about an hour; smoke: minutes
+DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
+BASEMODEL=${BASEMODEL:-$HERE/runs/$PRESET/group}
+TRAIN_DIR=${TRAIN_DIR:-$HERE/runs/$PRESET/split}
+PYTHON=${PYTHON:-$([ -x "$HERE/.venv/bin/python" ] && echo "$HERE/.venv/bin/python" || echo python3)}
+
+case $PRESET in
+paper) STEPS=120000 INITIAL_LR=0.1 LR_STEP_EPOCH=100,140 INTERVAL=1000 ;;
+cpu) STEPS=6000 INITIAL_LR=0.05 LR_STEP_EPOCH=7,10 INTERVAL=500 ;;
+smoke) STEPS=1000 INITIAL_LR=0.05 LR_STEP_EPOCH=1.5 INTERVAL=250 ;;
+*) echo "split.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
+esac
+
+exec "$PYTHON" "$HERE/train.py" \
+    --stage split \
+    --preset "$PRESET" \
+    --data_dir "$DATA_DIR" \
+    --basemodel "$BASEMODEL" \
+    --train_dir "$TRAIN_DIR" \
+    --batch_size 90 \
+    --max_steps "$STEPS" \
+    --initial_lr "$INITIAL_LR" \
+    --lr_step_epoch "$LR_STEP_EPOCH" \
+    --lr_decay 0.1 \
+    --momentum 0.9 \
+    --l2_weight 5e-4 \
+    --display 100 \
+    --val_interval "$INTERVAL" \
+    --checkpoint_interval "$INTERVAL" \
+    "$@"

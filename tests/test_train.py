@@ -1,0 +1,309 @@
+"""train.py: the optimizer by hand, the three stages as processes, and what is refused."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import fails, python, train_flags, write_data
+
+import resnet
+import train
+import utils
+
+GROUPED = {"ngroups1": 4, "ngroups2": 4, "ngroups3": 2, "group_lr_scale": 20}
+
+
+def run(stage, train_dir, data_dir, **flags):
+    done = python("train.py", *train_flags(stage, train_dir, data_dir, **flags))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def records(train_dir):
+    with open(os.path.join(train_dir, "metrics.jsonl")) as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data_dir):
+    """The pipeline, once: baseline, group from its weights, split."""
+    root = tmp_path_factory.mktemp("runs")
+    base, group, split = (str(root / name) for name in ("baseline", "group", "split"))
+    out = {"baseline": run("baseline", base, data_dir, lr_step_epoch="0.2,0.3")}
+    out["group"] = run("group", group, data_dir, basemodel=base, bn_no_scale=True, **GROUPED)
+    out["split"] = run("split", split, data_dir, basemodel=group, dropout_keep_prob=0.9)
+    return {"baseline": base, "group": group, "split": split, "out": out}
+
+
+# ---------------------------------------------------------------- the step
+
+
+def test_momentum_by_hand_and_when_the_rate_drops():
+    variable = tf.Variable([1.0, 2.0], name="w")
+    optimizer = train.Momentum([variable], 0.9)
+    w, a = np.array([1.0, 2.0]), np.zeros(2)
+    rng = np.random.default_rng(0)
+    for rate in [0.1, 0.1, 0.01, 0.01]:
+        grad = rng.normal(size=2)
+        a = 0.9 * a + grad
+        w = w - rate * a
+        optimizer.apply([(tf.constant(grad, tf.float32), variable, 1.0)], rate)
+        np.testing.assert_allclose(variable, w, rtol=1e-5)
+
+
+def test_alphas_have_their_own_rate():
+    config = resnet.NetworkConfig(num_residual_units=1, k=1, groups=(1, 1, 2))
+    batch, labels = tf.ones([2, 32, 32, 3]), tf.constant([0, 1])
+    moved = []
+    for scale in (1.0, 5.0):
+        net = resnet.ResNet(config)
+        before = [net.alphas["q1"].numpy(), net.logits.fc.weights.numpy()]
+        trainer = train.Trainer(net, train.Objective(group_lr_scale=scale), {})
+        trainer.step(batch, labels, 0.1)
+        moved.append([net.alphas["q1"] - before[0], net.logits.fc.weights - before[1]])
+    np.testing.assert_allclose(
+        moved[1][0], 5 * moved[0][0], rtol=1e-3, atol=1e-8
+    )  # alpha is 0.01 in float32
+    np.testing.assert_allclose(moved[1][1], moved[0][1], rtol=1e-5)
+
+
+def test_a_step_trains_under_bfloat16():
+    config = resnet.NetworkConfig(num_residual_units=1, k=1, groups=(2, 2, 2))
+    trainer = train.Trainer(resnet.ResNet(config), train.Objective(precision="bfloat16"), {})
+    images = tf.random.stateless_normal([8, 32, 32, 3], [0, 0])
+    labels = tf.range(8)
+    losses = [trainer.step(images, labels, 0.05).numpy() for _ in range(8)]
+    assert losses[-1][1] < losses[0][1]
+    assert {v.dtype for v in trainer.net.variables} == {tf.float32}
+
+
+# ---------------------------------------------------------------- the stages
+
+
+def test_run_directory(runs):
+    for stage in train.STAGES:
+        config = utils.read_json(os.path.join(runs[stage], "config.json"))
+        assert (
+            config["flags"]["stage"] == stage and config["versions"]["tensorflow"] == tf.__version__
+        )
+        assert config["hardware"] and config["dataset"] == "synthetic"
+        result = utils.read_json(os.path.join(runs[stage], "result.json"))
+        assert result["split"] == "val" and result["num_examples"] == 130
+        assert result["step"] == 6 and result["correct"] / 130 == result["accuracy"]
+        assert result["dataset"] == "synthetic"
+        steps = {record["step"] for record in records(runs[stage])}
+        assert steps >= {2, 3, 4, 6}
+        assert 6 in utils.checkpoint_steps(runs[stage])
+        assert len(utils.checkpoint_steps(runs[stage])) <= 4
+
+
+def test_progress_and_learning_rate(runs):
+    out = runs["out"]["baseline"]
+    assert "step 2/6  loss " in out and "images/s" in out and "left" in out
+    assert out.strip().splitlines()[-1].startswith("done: validation accuracy")
+    rates = {
+        r["step"]: r["learning_rate"] for r in records(runs["baseline"]) if "learning_rate" in r
+    }
+    # 15 steps an epoch: drops from step 3 (0.2) and 4.5 (0.3) on, counted from 0
+    assert rates == pytest.approx({2: 0.1, 4: 0.01, 6: 0.001})
+
+
+def test_groups_are_recorded(runs):
+    record = [r for r in records(runs["group"]) if "group_sizes" in r][-1]
+    assert {"sharpness/p1", "sharpness/q1", "sharpness/p3", "sharpness/r21"} <= record.keys()
+    assert sum(record["group_sizes"]["q1"]) == 100 and len(record["group_sizes"]["p3"]) == 2
+    terms = [r for r in records(runs["group"]) if "overlap" in r][0]
+    assert terms["uniform"] == pytest.approx(1, abs=0.05)
+
+
+def test_restore_order_is_printed(runs, tmp_path, data_dir):
+    out = runs["out"]
+    assert "starting from new weights, seed 0" in out["baseline"]
+    assert "(--basemodel)" in out["group"] and "(--basemodel)" in out["split"]
+    flags = {"basemodel": runs["baseline"], "bn_no_scale": True} | GROUPED
+    again = run("group", runs["group"], data_dir, **flags)
+    assert f"going on from {runs['group']}/model.ckpt-6, step 6" in again
+    flags["checkpoint"] = os.path.join(runs["group"], "model.ckpt-4")
+    other = run("group", str(tmp_path / "r"), data_dir, **flags)
+    assert "model.ckpt-4 (--checkpoint)" in other
+
+
+def test_grouping_starts_from_the_baselines_weights(runs):
+    baseline = utils.read_checkpoint(utils.find_checkpoint(runs["baseline"]))
+    flags = train.parse_flags(train_flags(
+        "group", "x", "y", basemodel=runs["baseline"], bn_no_scale=True, **GROUPED
+    ))  # fmt: skip
+    path = utils.find_checkpoint(runs["baseline"])
+    net = train.start_from_weights(path, flags, {"dataset": "synthetic"}).net
+    np.testing.assert_array_equal(
+        net.unit_3_0.conv_1.kernel, baseline["net/unit_3_0/conv_1/kernel"]
+    )
+    assert 0 < np.abs(net.alphas["q1"]).max() < 0.1
+
+
+def test_split_starts_as_the_masked_network(runs):
+    """Validation at step 0 of stage split is that of the grouped network under --mask."""
+    first = records(runs["split"])[0]
+    net, _ = resnet.from_checkpoint(utils.read_checkpoint(utils.find_checkpoint(runs["group"])))
+    resnet.mask(net)
+    assert first["step"] == 0
+    flags = utils.read_json(os.path.join(runs["split"], "config.json"))["flags"]
+    data = train.cifar100.load(flags["data_dir"], "val")
+    evaluation = train.evaluate(net, *data, 20)
+    assert first["val_accuracy"] == evaluation.accuracy
+    assert first["val_cross_entropy"] == pytest.approx(evaluation.cross_entropy, rel=1e-5)
+
+
+def test_split_checkpoint_describes_itself(runs):
+    tree, description = resnet.from_checkpoint(
+        utils.read_checkpoint(utils.find_checkpoint(runs["split"]))
+    )
+    assert isinstance(tree, resnet.SplitResNet) and len(list(tree.leaves())) == 4
+    assert description["stage"] == "split" and description["preset"] == ""
+
+
+def test_evaluation_counts_every_image_once(data_dir):
+    net = resnet.ResNet(resnet.NetworkConfig(num_residual_units=1, k=1))
+    images, labels = train.cifar100.load(data_dir, "test")
+    evaluation = train.evaluate(net, images, labels, 100)
+    np.testing.assert_array_equal(
+        evaluation.confusion.sum(axis=1), np.bincount(labels, minlength=100)
+    )
+    other = train.evaluate(net, images, labels, 7)
+    np.testing.assert_array_equal(evaluation.confusion, other.confusion)
+    assert evaluation.cross_entropy == pytest.approx(other.cross_entropy, rel=1e-4)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    "stage, flags, says",
+    [
+        ("group", {"gama1": 1}, "did you mean --gamma1?"),
+        ("baseline", {"gamma1": 1}, "no effect in stage baseline"),
+        ("baseline", {"ngroups1": 2}, "no effect in stage baseline"),
+        ("baseline", {"dropout_keep_prob": 0.5}, "no effect in stage baseline"),
+        ("split", {"basemodel": "x", "group_lr_scale": 2}, "no effect in stage split"),
+        ("split", {}, "--basemodel"),
+        ("group", {"ngroups1": 1, "ngroups2": 1, "ngroups3": 1}, "needs groups"),
+        ("group", {"ngroups3": 4}, "do not nest"),
+        ("group", {"ngroups1": 101}, "at most 100"),
+        ("group", {"ngroups1": 20, "ngroups2": 20, "ngroups3": 20}, "larger k"),
+        ("baseline", {"batch_size": 0}, ">= 1"),
+        ("baseline", {"initial_lr": "nan"}, "a number > 0"),
+        ("baseline", {"lr_step_epoch": "300,240"}, "ascending"),
+        ("baseline", {"k": 0.3}, "16 * k"),
+        ("baseline", {"precision": "float16"}, "float32 or bfloat16"),
+        ("baseline", {"bn_no_scale": "perhaps"}, "True or False"),
+        ("baseline", {"momentum": 1}, "< 1"),
+    ],
+)
+def test_contradictions(stage, flags, says, capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.parse_flags(train_flags(stage, "run", "data", **flags))
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and says in error and error.count("\n") == 1
+
+
+def test_bad_flags_as_processes(tmp_path):
+    fails(
+        "train.py",
+        "--stage",
+        "group",
+        "--train_dir",
+        tmp_path / "r",
+        "--gama1",
+        1,
+        status=2,
+        says="gamma1",
+    )
+    fails(
+        "train.py",
+        "--stage",
+        "baseline",
+        "--train_dir",
+        tmp_path / "r",
+        "stray",
+        status=2,
+        says="stray",
+    )
+    assert not os.listdir(tmp_path)
+
+
+def contents(directory):
+    """Time of the last change of every file but the lock."""
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return {n: os.stat(os.path.join(directory, n)).st_mtime_ns for n in names if n != "lock"}
+
+
+def refused(stage, train_dir, data_dir, says, **flags):
+    before = contents(train_dir)
+    fails("train.py", *train_flags(stage, train_dir, data_dir, **flags), says=says)
+    assert contents(train_dir) == before
+
+
+def test_missing_data(tmp_path):
+    refused("baseline", str(tmp_path / "r"), str(tmp_path), "python download_cifar100.py")
+    assert not os.path.exists(tmp_path / "r")
+
+
+def test_another_networks_run_directory(runs, data_dir):
+    refused("baseline", runs["baseline"], data_dir, ["another network", "k is 1, not 2"], k=2)
+    refused("baseline", runs["group"], data_dir, "is of stage group, not baseline")
+
+
+def test_base_models_that_do_not_fit(runs, tmp_path, data_dir):
+    new = str(tmp_path / "r")
+    refused("split", new, data_dir, "no groups to cut", basemodel=runs["baseline"])
+    refused("split", new, data_dir, "k is 1, not 2", basemodel=runs["group"], k=2)
+    refused("group", new, data_dir, "tree already", basemodel=runs["split"])
+    refused("group", new, data_dir, "no checkpoint", basemodel=str(tmp_path))
+
+
+def test_empty_group(runs, tmp_path, data_dir):
+    path = utils.find_checkpoint(runs["group"])
+    net, _ = resnet.from_checkpoint(utils.read_checkpoint(path))
+    net.alphas["q1"].assign(tf.zeros([4, 100]))
+    about = {"stage": "group", "dataset": "synthetic"}
+    with utils.Run(str(tmp_path / "bad")) as bad:
+        bad.save(train.Trainer(net, train.Objective(), about).checkpoint, 6)
+    says = ["indicator q1 leaves group 1 empty", "larger gamma3"]
+    refused("split", str(tmp_path / "r"), data_dir, says, basemodel=str(tmp_path / "bad"))
+
+
+def test_checkpoint_of_another_data_set(runs, tmp_path):
+    counts = {"train": 100, "val": 100}
+    data = write_data(tmp_path / "data", counts)
+    path = tmp_path / "data" / "split.json"
+    path.write_text(path.read_text().replace("synthetic", "cifar100"))
+    refused("split", str(tmp_path / "r"), data, "was trained on synthetic", basemodel=runs["group"])
+
+
+def test_fewer_steps_than_done(runs, data_dir):
+    refused(
+        "baseline", runs["baseline"], data_dir, "less than the 6 steps already done", max_steps=5
+    )
+
+
+def test_batch_larger_than_the_data_set(tmp_path, data_dir):
+    refused("baseline", str(tmp_path / "r"), data_dir, "batch_size 301", batch_size=301)
+
+
+def test_non_finite_loss_names_step_and_term(tmp_path, data_dir):
+    done = fails(
+        "train.py", *train_flags("group", tmp_path / "r", data_dir, initial_lr=1e30, max_steps=50,
+                                 checkpoint_interval=1, keep=1),
+        says=["not finite at step", "went first", "learning rate 1e+30", "last good checkpoint"],
+    )  # fmt: skip
+    step = int(done.stderr.split("at step ")[1].split(":")[0])
+    newest = utils.find_checkpoint(str(tmp_path / "r"))
+    assert newest in done.stderr
+    assert int(newest.rpartition("-")[2]) == step - 1
+    assert all(
+        np.isfinite(t).all()
+        for t in utils.read_checkpoint(newest).values()
+        if t.dtype == np.float32
+    )
