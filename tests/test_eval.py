@@ -1,0 +1,112 @@
+"""eval.py on every kind of checkpoint, its files, and what it refuses."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from conftest import ROOT, fails, grouped_net, python, write_data
+
+import cifar100
+import eval as evaluation
+import resnet
+import train
+import utils
+
+TF1 = os.path.join(ROOT, "tests", "reference", "tf1_k1_2-2-2", "model.ckpt-0")
+
+
+def save(net, directory, stage):
+    """A run directory that holds `net`; its checkpoint's path."""
+    about = {"stage": stage, "seed": 7, "preset": "smoke", "dataset": "synthetic"}
+    with utils.Run(str(directory)) as run:
+        return run.save(train.Trainer(net, train.Objective(), about).checkpoint, 12)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoints")
+    dense = grouped_net((2, 4, 4))
+    return {"dense": save(dense, root / "group", "group"),
+            "tree": save(resnet.split(dense), root / "split", "split")}  # fmt: skip
+
+
+def evaluate(checkpoint, data_dir, *flags):
+    done = python("eval.py", "--checkpoint", checkpoint, "--data_dir", data_dir, *flags)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_result_of_a_tree(checkpoints, data_dir, tmp_path):
+    run, file = os.path.dirname(checkpoints["tree"]), tmp_path / "result.pkl"
+    out = evaluate(run, data_dir, "--output_file", file, "--batch_size", 100)
+    result = utils.read_json(os.path.join(run, "eval", "result.json"))
+    tree, _ = resnet.from_checkpoint(utils.read_checkpoint(checkpoints["tree"]))
+    images, labels = cifar100.load(data_dir, "test")
+    predictions = np.argmax(tree(cifar100.standardize(images)), axis=1)
+    assert result["num_examples"] == 230 and result["correct"] == (predictions == labels).sum()
+    assert result["accuracy"] == result["correct"] / 230 == 1 - result["error"]
+    confusion = np.array(result["confusion_matrix"])
+    assert confusion.sum() == 230 and np.trace(confusion) == result["correct"]
+    np.testing.assert_array_equal(confusion.sum(axis=0), np.bincount(predictions, minlength=100))
+    assert (result["weights"], result["flops"]) == resnet.count(tree)
+    assert result["groups"] == "2-4-4" and result["step"] == 12 and result["seed"] == 7
+    assert result["preset"] == "smoke" and result["dataset"] == "synthetic"
+    assert sorted(sum(result["group_classes"], [])) == list(range(100))
+    for classes, accuracy in zip(result["group_classes"], result["group_accuracy"], strict=True):
+        mine = np.isin(labels, classes)
+        assert accuracy == pytest.approx((predictions == labels)[mine].mean())
+    assert {"hardware", "versions", "placement", "devices", "precision"} <= result.keys()
+    published = pickle.loads(file.read_bytes())
+    assert set(published) == {"accuracy", "confusion_matrix", "test_time", "sec_per_image"}
+    np.testing.assert_array_equal(published["confusion_matrix"], confusion)
+    assert f"accuracy {result['accuracy']:.4f}" in out and "group 3:" in out
+
+
+def test_masked_network_is_the_tree(checkpoints, data_dir, tmp_path):
+    results = []
+    for name, flags in [("tree", ()), ("dense", ("--mask", "True")), ("dense", ())]:
+        directory = tmp_path / f"{name}{len(flags)}"
+        evaluate(checkpoints[name], data_dir, "--eval_dir", directory, *flags)
+        results.append(utils.read_json(directory / "result.json"))
+    tree, masked, dense = results
+    assert tree["confusion_matrix"] == masked["confusion_matrix"] != dense["confusion_matrix"]
+    assert tree["group_classes"] == masked["group_classes"]
+    assert masked["masked"] and tree["weights"] < masked["weights"] == dense["weights"]
+
+
+def test_published_checkpoint(data_dir, tmp_path):
+    evaluate(TF1, data_dir, "--eval_dir", tmp_path, "--mask")
+    result = utils.read_json(tmp_path / "result.json")
+    assert result["groups"] == "2-2-2" and result["weights"] == 179_556 + 432
+
+
+def test_other_splits(checkpoints, data_dir, tmp_path):
+    evaluate(checkpoints["tree"], data_dir, "--eval_dir", tmp_path, "--split", "val")
+    assert utils.read_json(tmp_path / "result.json")["num_examples"] == 130
+
+
+def test_what_is_refused(checkpoints, data_dir, tmp_path):
+    data = ("--data_dir", data_dir)
+    fails("eval.py", "--chekpoint", "x", status=2, says="did you mean --checkpoint?")
+    fails("eval.py", "--checkpoint", tmp_path, *data, says="no checkpoint")
+    fails("eval.py", "--checkpoint", checkpoints["tree"], "--mask", *data, says="--mask needs")
+    fails("eval.py", "--checkpoint", checkpoints["tree"], "--data_dir", tmp_path, says="download")
+    other = write_data(tmp_path / "other", {"test": 100})
+    path = tmp_path / "other" / "split.json"
+    path.write_text(path.read_text().replace("synthetic", "cifar100"))
+    fails("eval.py", "--checkpoint", checkpoints["tree"], "--data_dir", other, says="synthetic")
+    assert not os.path.exists(tmp_path / "eval")
+
+
+def test_damaged_checkpoint(checkpoints, data_dir, tmp_path):
+    for ending in (".index", ".data-00000-of-00001"):
+        content = open(checkpoints["tree"] + ending, "rb").read()  # noqa: SIM115
+        (tmp_path / f"model.ckpt-12{ending}").write_bytes(content[: len(content) // 2])
+    fails("eval.py", "--checkpoint", tmp_path, "--data_dir", data_dir, says="model.ckpt-12 is torn")
+
+
+def test_group_accuracies():
+    confusion = np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]])
+    groups = [np.array([0, 1]), np.array([2])]
+    assert evaluation.group_accuracies(confusion, groups) == [5 / 8, 0.0]

@@ -1,0 +1,185 @@
+"""The shell scripts: flags that exist and are read, shell syntax, overriding, the whole pipeline."""
+
+import ast
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import train
+import utils
+
+SCRIPTS = sorted(glob.glob(os.path.join(ROOT, "*.sh")))
+PIPELINE = {"group.sh": "train.py", "split.sh": "train.py", "eval.sh": "eval.py"}
+PROGRAMS = ("train.py", "eval.py", "report.py", "download_cifar100.py")
+
+
+def source(name):
+    with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+        return file.read()
+
+
+def flags_of(program):
+    """Flags that a program knows, from its --help."""
+    command = [sys.executable, os.path.join(ROOT, program), "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"^\s+--(\w+)", text, re.MULTILINE)) - {"help"}
+
+
+def names_read(program):
+    """Attributes of `flags` or `f`, and strings, that a program's code outside its parser uses."""
+    tree = ast.parse(source(program))
+    for node in list(tree.body):
+        if isinstance(node, ast.FunctionDef) and node.name in (
+            "_flag_table",
+            "parse_flags",
+            "_parser",
+        ):
+            tree.body.remove(node)
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    fields = {node.target.id for node in ast.walk(tree)
+              if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}  # fmt: skip
+    return attributes | strings | fields
+
+
+@pytest.mark.parametrize("script, program", PIPELINE.items())
+def test_every_flag_of_a_script_exists_once(script, program):
+    passed = re.findall(r"^    --(\w+) ", source(script), re.MULTILINE)
+    assert passed and len(passed) == len(set(passed))
+    assert set(passed) <= flags_of(program)
+    assert source(script).rstrip().endswith('"$@"')
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_flag_is_read(program):
+    flags = flags_of(program)
+    assert flags and flags - names_read(program) == set()
+
+
+def test_published_flags_exist():
+    published = """train_dir data_dir batch_size num_residual_units k ngroups1 ngroups2 ngroups3
+        l2_weight gamma1 gamma2 gamma3 dropout_keep_prob momentum bn_no_scale weighted_group_loss
+        initial_lr lr_step_epoch lr_decay max_steps display val_interval checkpoint_interval
+        group_summary_interval basemodel checkpoint stage seed precision deterministic keep
+        group_lr_scale"""
+    assert set(published.split()) <= flags_of("train.py")
+    assert {"dataset_path", "archive", "url", "synthetic", "seed"} <= flags_of(
+        "download_cifar100.py"
+    )
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=os.path.basename)
+def test_shell_syntax(path):
+    subprocess.run(["bash", "-n", path], check=True)
+    shellcheck = shutil.which("shellcheck", path=os.path.dirname(sys.executable)) or shutil.which(
+        "shellcheck"
+    )
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed (requirements-dev.txt has it)")
+    subprocess.run([shellcheck, "-x", path], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("preset", ["paper", "cpu", "smoke"])
+@pytest.mark.parametrize("script", ["group.sh", "split.sh"])
+def test_presets_are_valid(script, preset, tmp_path):
+    """The flags of a script, caught on their way to train.py, pass its checks."""
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\nshift\nfor word; do echo "$word"; done\n')
+    fake.chmod(0o755)
+    done = run_script(
+        script, "--seed", "5", PRESET=preset, PYTHON=str(fake), BASEMODEL=str(tmp_path)
+    )
+    flags = train.parse_flags(done.stdout.splitlines())
+    assert flags.seed == 5 and flags.preset == preset
+    if preset == "paper" and script == "group.sh":
+        assert (flags.k, flags.batch_size, flags.max_steps, flags.l2_weight) == (
+            8,
+            90,
+            200000,
+            1e-4,
+        )
+        assert (flags.gamma1, flags.gamma2, flags.gamma3, flags.dropout_keep_prob) == (
+            1,
+            1,
+            10,
+            0.5,
+        )
+        assert flags.lr_step_epoch == [240, 300] and flags.bn_no_scale and flags.groups == (2, 2, 2)
+    if preset == "paper" and script == "split.sh":
+        assert (flags.max_steps, flags.l2_weight, flags.lr_step_epoch) == (120000, 5e-4, [100, 140])
+        assert flags.dropout_keep_prob == 1 and not flags.bn_no_scale
+
+
+def test_unknown_preset():
+    for script in ("group.sh", "split.sh"):
+        done = run_script(script, PRESET="huge", check=False)
+        assert done.returncode == 2 and "PRESET is paper, cpu or smoke" in done.stderr
+
+
+def run_script(script, *words, check=True, **environment):
+    environment = {"PYTHON": sys.executable} | environment
+    done = subprocess.run(
+        [os.path.join(ROOT, script), *map(str, words)],
+        capture_output=True, text=True, env=os.environ | environment, timeout=600,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_pipeline_with_flags_that_override(tmp_path, data_dir):
+    """group.sh, split.sh, eval.sh and the summary, a few steps each."""
+    runs = tmp_path / "runs"
+    common = {"PRESET": "smoke", "DATA_DIR": data_dir}
+    short = ["--max_steps", 4, "--display", 2]
+    grouped = run_script(
+        "group.sh", *short, "--k", 1.5, "--ngroups1", 4, "--ngroups2", 4, "--bn_no_scale", "False",
+        TRAIN_DIR=str(runs / "group"), **common,
+    )  # fmt: skip
+    assert "WRN-16-1.5, groups 2-4-4" in grouped.stdout and "step 4/4" in grouped.stdout
+    run_script(
+        "split.sh", *short, BASEMODEL=str(runs / "group"), TRAIN_DIR=str(runs / "split"), **common
+    )
+    for name, run, flags in [
+        ("eval", "group", []),
+        ("eval_mask", "group", ["--mask"]),
+        ("eval", "split", []),
+    ]:
+        checkpoint = str(runs / run)
+        run_script(
+            "eval.sh", "--eval_dir", runs / run / name, *flags, CHECKPOINT=checkpoint, **common
+        )
+    command = [
+        sys.executable,
+        os.path.join(ROOT, "report.py"),
+        "--run",
+        runs,
+        "--data_dir",
+        data_dir,
+    ]
+    summary = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    tree = utils.read_json(runs / "split" / "eval" / "result.json")
+    for text in (
+        "SYNTHETIC",
+        f"{tree['accuracy']:.4f}",
+        f"{tree['weights']:,}",
+        "group 3 (",
+        "saved",
+    ):
+        assert text in summary
+    listed = [int(n) for n in re.findall(r"\bclass(\d+)\b", summary)]
+    assert sorted(listed) == list(range(100))
+    cut = utils.read_json(runs / "group" / "eval_mask" / "result.json")
+    assert np.trace(cut["confusion_matrix"]) == cut["correct"]
+
+
+def test_summary_without_results(tmp_path):
+    command = [sys.executable, os.path.join(ROOT, "report.py"), "--run", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "is missing" in done.stderr and done.stderr.count("\n") == 1
