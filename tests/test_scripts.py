@@ -1,4 +1,4 @@
-"""The shell scripts: flags that exist and are read, shell syntax, overriding, the whole pipeline."""
+"""The shell scripts: flags exist and are read, syntax, overriding, the whole pipeline."""
 
 import ast
 import glob
