@@ -517,7 +517,7 @@ def _draw_chunk(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     spot = np.choose(detail[:, None, None], shapes)
     # The colour turns with the superclass, so that neither shape nor colour alone is a grouping.
     paint = SPOTS[(detail + superclass) % 5][:, None, None]
-    images += 0.5 * spot[..., None] * (paint - images)
+    images += 0.35 * spot[..., None] * (paint - images)
 
     images = 0.5 + uniform(0.4, 1.0)[..., None] * (images - 0.5) + uniform(-0.15, 0.15)[..., None]
     noise = rng.standard_normal(images.shape, dtype=np.float32)
