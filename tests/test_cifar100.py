@@ -162,3 +162,27 @@ def test_the_project_has_no_other_readers_of_the_files():
     sources = glob.glob(os.path.join(ROOT, "*.py"))
     readers = {os.path.basename(path) for path in sources if "np.load(" in Path(path).read_text()}
     assert readers <= {"cifar100.py", "download_cifar100.py"}
+
+
+def test_mutated_files_are_refused_or_read_whole(tmp_path):
+    """2,000 files with bytes changed or cut: an error that is declared, or good arrays."""
+    path = write_data(tmp_path, {"train": 3})
+    file = os.path.join(path, "train.npz")
+    good = Path(file).read_bytes()
+    rng, refused = np.random.default_rng(0), 0
+    edges = [*range(400), *range(len(good) - 600, len(good))]  # where the headers are
+    for _ in range(2000):
+        bad = bytearray(good)
+        for _ in range(rng.integers(1, 5)):
+            bad[rng.choice(edges)] = rng.integers(256)
+        if rng.random() < 0.2:
+            bad = bad[: rng.integers(len(bad))]
+        Path(file).write_bytes(bad)
+        try:
+            images, labels = cifar100.load(path, "train")
+            assert images.shape == (3, 32, 32, 3) and images.dtype == np.uint8
+            assert labels.shape == (3,) and 0 <= labels.min() <= labels.max() < 100
+        except ValueError as error:
+            assert "train.npz" in str(error)
+            refused += 1
+    assert refused > 500

@@ -1,5 +1,7 @@
 """train.py: the optimizer by hand, the three stages as processes, and what is refused."""
 
+import contextlib
+import io
 import json
 import os
 
@@ -7,6 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import fails, python, train_flags, write_data
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import resnet
 import train
@@ -307,3 +311,52 @@ def test_non_finite_loss_names_step_and_term(tmp_path, data_dir):
         for t in utils.read_checkpoint(newest).values()
         if t.dtype == np.float32
     )
+
+
+# ---------------------------------------------------------------- any flags whatever
+
+VALUES = {
+    "int": st.integers(-1, 300).map(str) | st.sampled_from(["", "x", "1.5", "1e3", "nan"]),
+    "float": st.floats(-1, 400).map(str) | st.sampled_from(["", "x", "inf", "nan", "1e-4", "0"]),
+    "bool": st.sampled_from(["True", "false", "1", "0", "maybe", ""]),
+    "text": st.sampled_from(["", "float32", "bfloat16", "240,300", "3,2", "1,,2", "runs", "/"]),
+}
+KINDS = {
+    "batch_size": "int", "num_residual_units": "int", "k": "float", "ngroups1": "int",
+    "ngroups2": "int", "ngroups3": "int", "l2_weight": "float", "gamma1": "float",
+    "gamma2": "float", "gamma3": "float", "dropout_keep_prob": "float", "momentum": "float",
+    "bn_no_scale": "bool", "weighted_group_loss": "bool", "initial_lr": "float",
+    "lr_step_epoch": "text", "lr_decay": "float", "max_steps": "int", "display": "int",
+    "val_interval": "int", "checkpoint_interval": "int", "group_summary_interval": "int",
+    "basemodel": "text", "checkpoint": "text", "seed": "int", "precision": "text",
+    "deterministic": "bool", "keep": "int", "group_lr_scale": "float", "preset": "text",
+    "stray": "text",
+}  # fmt: skip
+FLAGS = st.lists(
+    st.sampled_from(sorted(KINDS)).flatmap(lambda n: VALUES[KINDS[n]].map(lambda v: (n, v))),
+    max_size=6,
+    unique_by=lambda flag: flag[0],
+).map(dict)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(stage=st.sampled_from([*train.STAGES, "all", ""]), flags=FLAGS)
+def test_any_flags_give_a_valid_run_or_one_line(stage, flags):
+    """What passes the checks can be built; what does not ends in one line before any work."""
+    words = [f"--stage={stage}", "--train_dir=run", *(f"--{n}={v}" for n, v in flags.items())]
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        try:
+            parsed = train.parse_flags(words)
+        except SystemExit as stopped:
+            assert stopped.code == 2
+            assert error.getvalue().count("\n") == 1 and ": error: " in error.getvalue()
+            return
+    assert "stray" not in flags and stage in train.STAGES
+    train.objective(parsed)
+    rate = utils.learning_rate(1, 500, parsed.initial_lr, parsed.lr_decay, parsed.lr_step_epoch)
+    assert 0 < rate <= parsed.initial_lr
+    if stage == "split":
+        assert parsed.basemodel or parsed.checkpoint
+    else:
+        config = train.network_config(parsed)
+        assert (max(config.groups) > 1) == (stage == "group")
