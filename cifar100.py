@@ -31,11 +31,14 @@ def describe(data_dir: str) -> dict:
     try:
         with open(path, encoding="utf-8") as file:
             description = json.load(file)
-        description["dataset"], description["counts"], description["class_names"]
-    except FileNotFoundError:
+        good = isinstance(description["dataset"], str) and isinstance(description["counts"], dict)
+        problem = "" if good else "dataset and counts are not what they should be"
+    except OSError:
         raise ValueError(f"no data set in {data_dir}: {GET_DATA.format(data_dir)}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {GET_DATA.format(data_dir)}") from None
+        problem = str(error)
+    if problem:
+        raise ValueError(f"{path} is damaged ({problem}): {GET_DATA.format(data_dir)}")
     return description
 
 
@@ -63,8 +66,10 @@ def load(data_dir: str, split: str) -> tuple[np.ndarray, np.ndarray]:
             f"{path}: expected images uint8 {shape} and labels [N], got {images.dtype} "
             f"{images.shape} and labels {labels.dtype} {labels.shape}: {remedy}"
         )
-    if not np.issubdtype(labels.dtype, np.integer) or not len(labels):
-        raise ValueError(f"{path}: expected whole-number labels, got {len(labels)} {labels.dtype}")
+    if not len(labels):
+        raise ValueError(f"{path} holds no images: {remedy}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{path}: expected whole-number labels, got {labels.dtype}: {remedy}")
     if labels.min() < 0 or labels.max() >= NUM_CLASSES:
         raise ValueError(
             f"{path}: labels must be 0 to {NUM_CLASSES - 1}, got {labels.min()} to {labels.max()}: "

@@ -44,7 +44,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--eval_dir",
         default="",
-        help="where result.json goes (default: eval/ beside the checkpoint)",
+        help="where result.json goes (default: eval/, eval_mask/ ... beside the checkpoint)",
     )
     add(
         "--output_file",
@@ -57,16 +57,15 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 def load_network(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.SplitResNet, dict]:
     """The network of a checkpoint, and what that says of itself (stage, seed, step ...)."""
     tensors = utils.read_checkpoint(path)
-    net, description = resnet.from_checkpoint(tensors)
+    net, description = train.load_network(path, tensors)
     if masked:
         if not isinstance(net, resnet.ResNet) or max(net.config.groups) == 1:
             raise ValueError(
                 f"--mask needs a grouped dense network, but {path} is none: leave it out"
             )
         resnet.mask(net)
-    step = tensors.get("step", tensors.get("global_step", 0))
-    about = {name: description.get(name, "") for name in ("dataset", "stage", "seed", "preset")}
-    return net, about | {"step": int(step)}
+    about = {name: description.get(name) for name in ("dataset", "stage", "seed", "preset")}
+    return net, about | {"step": int(tensors.get("step", tensors.get("global_step", 0)))}
 
 
 def group_accuracies(confusion: np.ndarray, groups: list[np.ndarray]) -> list[float]:
@@ -92,14 +91,16 @@ def main(argv: Sequence[str]) -> int:
     path = utils.find_checkpoint(flags.checkpoint)
     net, about = load_network(path, flags.mask)
     dataset = cifar100.describe(flags.data_dir)["dataset"]
-    if about["dataset"] not in ("", dataset):
+    if about["dataset"] not in (None, dataset):
         raise ValueError(
             f"{path} was trained on {about['dataset']}, but {flags.data_dir} holds {dataset}: "
             "name the data set that it was trained on with --data_dir"
         )
     images, labels = cifar100.load(flags.data_dir, flags.split)
+    result_file, output_file = output_files(flags, path)
     start = time.perf_counter()
-    evaluation = train.evaluate(net, images, labels, flags.batch_size, flags.precision)
+    predict = train.predictor(net, flags.precision)
+    evaluation = train.evaluate(predict, images, labels, flags.batch_size)
     test_time = time.perf_counter() - start
     about |= {
         "dataset": dataset,
@@ -115,14 +116,28 @@ def main(argv: Sequence[str]) -> int:
     values["group_accuracy"] = group_accuracies(evaluation.confusion, groups)
     values["test_time"] = test_time
     values["confusion_matrix"] = evaluation.confusion.tolist()
-    directory = flags.eval_dir or os.path.join(os.path.dirname(path), "eval")
-    os.makedirs(directory, exist_ok=True)
-    utils.write_json(os.path.join(directory, "result.json"), values)
-    if flags.output_file:
-        write_pickle(flags.output_file, evaluation, test_time)
     report(values)
-    print(f"written: {os.path.join(directory, 'result.json')} {flags.output_file}".rstrip())
+    utils.write_json(result_file, values)
+    if output_file:
+        write_pickle(output_file, evaluation, test_time)
+    print(f"written: {result_file} {output_file}".rstrip())
     return 0
+
+
+def output_files(flags: argparse.Namespace, checkpoint: str) -> tuple[str, str]:
+    """Paths of result.json and of the pickle, in folders that exist and can be written to.
+
+    Each question has its own folder beside the checkpoint: eval, eval_mask, eval_val ...
+    """
+    parts = ["eval", *(["mask"] if flags.mask else [])]
+    parts += [flags.split] if flags.split != "test" else []
+    directory = flags.eval_dir or os.path.join(os.path.dirname(checkpoint), "_".join(parts))
+    os.makedirs(directory, exist_ok=True)
+    for flag, folder in [("eval_dir", directory), ("output_file", flags.output_file)]:
+        folder = os.path.dirname(folder) or "." if flag == "output_file" else folder
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"{folder} does not exist or is read-only: name another --{flag}")
+    return os.path.join(directory, "result.json"), flags.output_file
 
 
 def report(values: dict) -> None:

@@ -68,11 +68,11 @@ fi
 echo "== group.sh: learn the groups ($PRESET)"
 TRAIN_DIR=$RUNS/group "$HERE/group.sh"
 echo "== eval.sh: the grouped network, and the same right after the cut"
-CHECKPOINT=$RUNS/group "$HERE/eval.sh" --eval_dir "$RUNS/group/eval"
-CHECKPOINT=$RUNS/group "$HERE/eval.sh" --eval_dir "$RUNS/group/eval_mask" --mask True
+CHECKPOINT=$RUNS/group "$HERE/eval.sh"
+CHECKPOINT=$RUNS/group "$HERE/eval.sh" --mask
 echo "== split.sh: cut and finetune ($PRESET)"
 BASEMODEL=$RUNS/group TRAIN_DIR=$RUNS/split "$HERE/split.sh"
 echo "== eval.sh: the tree"
-CHECKPOINT=$RUNS/split "$HERE/eval.sh" --eval_dir "$RUNS/split/eval"
+CHECKPOINT=$RUNS/split "$HERE/eval.sh"
 echo "== summary"
 "$PYTHON" "$HERE/report.py" --run "$RUNS" --data_dir "$DATA_DIR"

@@ -53,6 +53,8 @@ def chance_together(groups: Sequence[Sequence[int]]) -> float:
 def summary(results: dict[str, dict], data: dict) -> str:
     """One page of text from the three results of `RESULTS` and the data set's description."""
     grouped, cut, tree = (results[name] for name in RESULTS)
+    if not cut["masked"] or grouped["masked"] or len({r["dataset"] for r in results.values()}) > 1:
+        raise ValueError("the results are not of one pipeline: run eval.py again for each")
     note = " (SYNTHETIC images, not CIFAR-100)" if tree["dataset"] == "synthetic" else ""
     groups = tree["group_classes"]
     lines = [
@@ -87,7 +89,10 @@ def main(argv: Sequence[str]) -> int:
                 f"{path} is missing: run quickstart.sh, or eval.py with that --eval_dir"
             )
         results[name] = utils.read_json(path)
-    print(summary(results, cifar100.describe(flags.data_dir)))
+    try:
+        print(summary(results, cifar100.describe(flags.data_dir)))
+    except KeyError as error:
+        raise ValueError(f"a result or split.json lacks {error}: run eval.py again") from None
     return 0
 
 

@@ -427,6 +427,11 @@ def mask(net: ResNet) -> None:
         kernel.assign(kernel * same.astype(np.float32))
 
 
+def name_of(variable: tf.Variable) -> str:
+    """Name of a variable as the published code has it, such as `unit_1_0/conv_1/kernel`."""
+    return variable.name.removesuffix(":0")
+
+
 def _path(layer: tf.Module) -> str:
     """Name of a layer, which its variables bear."""
     return layer.variables[0].name.rpartition("/")[0]
@@ -499,13 +504,18 @@ def from_checkpoint(tensors: dict[str, np.ndarray], **changes) -> tuple[ResNet |
         ValueError: the tensors are not those of the network that they describe.
     """
     if "description" in tensors:
-        description = json.loads(tensors["description"])
         weights = {n.removeprefix("net/"): t for n, t in tensors.items() if n.startswith("net/")}
     else:
-        description = describe_published(tensors)
         weights = {n: t for n, t in tensors.items() if "/" in n and not n.endswith("/Momentum")}
-    description["config"] |= changes
-    net = build(description)
+    try:
+        if "description" in tensors:
+            description = json.loads(tensors["description"])
+        else:
+            description = describe_published(tensors)
+        description["config"] |= changes
+        net = build(description)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its description makes no network ({error!r})") from None
     load_weights(net, weights)
     return net, description
 
@@ -516,7 +526,7 @@ def load_weights(net: ResNet | SplitResNet, tensors: dict[str, np.ndarray]) -> N
     Raises:
         ValueError: tells which variables are missing, left over or of another shape.
     """
-    variables = {variable.name.split(":")[0]: variable for variable in net.variables}
+    variables = {name_of(variable): variable for variable in net.variables}
     missing, extra = sorted(variables.keys() - tensors), sorted(tensors.keys() - variables)
     if missing or extra:
         raise ValueError(

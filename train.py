@@ -16,9 +16,9 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 import utils  # isort: skip, it quiets TensorFlow's start
 import numpy as np
@@ -147,11 +147,6 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
         resnet.NetworkConfig(**{name: v for name, v in settings.items() if v is not None})
     except ValueError as error:
         parser.error(f"{error} [--ngroups3 is unit_2, --ngroups2 unit_3, --ngroups1 logits]")
-    for name in ("basemodel", "checkpoint"):
-        if getattr(flags, name) and not os.path.exists(
-            os.path.dirname(getattr(flags, name)) or "."
-        ):
-            parser.error(f"--{name} {getattr(flags, name)}: no such folder")
 
 
 # ---------------------------------------------------------------- the training step
@@ -163,13 +158,13 @@ class Momentum(tf.Module):
     def __init__(self, variables: Sequence[tf.Variable], momentum: float):
         super().__init__()
         self.momentum = momentum
-        self.slots = {v.name.split(":")[0]: tf.Variable(tf.zeros_like(v)) for v in variables}
+        self.slots = {resnet.name_of(v): tf.Variable(tf.zeros_like(v)) for v in variables}
 
     def apply(self, grads_and_vars, learning_rate) -> None:
         for grad, variable, scale in grads_and_vars:
             tf.raw_ops.ResourceApplyMomentum(
                 var=variable.handle,
-                accum=self.slots[variable.name.split(":")[0]].handle,
+                accum=self.slots[resnet.name_of(variable)].handle,
                 lr=learning_rate * scale,
                 grad=grad,
                 momentum=self.momentum,
@@ -201,16 +196,32 @@ class Trainer(tf.Module):
         self.steps_done = tf.Variable(0, dtype=tf.int64)
         # Sums of the metrics, and the number of steps, since the last line of progress.
         self.totals = tf.Variable(tf.zeros(len(METRICS) + 1))
-        description = json.dumps(about | resnet.describe(net))
+        self._description = json.dumps(about | resnet.describe(net))
         self.checkpoint = tf.train.Checkpoint(
             net=net,
             optimizer=self.optimizer,
             step=self.steps_done,
             totals=self.totals,
-            description=tf.Variable(description, trainable=False),
+            description=tf.Variable(self._description, trainable=False),
         )
         alphas = getattr(net, "alphas", {}).values()
         self._alphas = {alpha.ref() for alpha in alphas}
+
+    def restore(self, path: str) -> None:
+        """Everything from a checkpoint, which must hold exactly that; the description stays ours.
+
+        Raises:
+            ValueError: it does not.
+        """
+        try:
+            self.checkpoint.read(path).assert_consumed()
+        except AssertionError as error:
+            raise ValueError(f"{path} is not a checkpoint of this network: {error}") from None
+        self.checkpoint.description.assign(self._description)
+
+    def is_finite(self) -> bool:
+        """Whether all weights and statistics are finite numbers."""
+        return all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.net.variables)
 
     def loss(self, logits, labels) -> dict[str, tf.Tensor]:
         """The objective and its terms (without their weights), float32 scalars."""
@@ -272,19 +283,24 @@ class Evaluation:
         return self.correct / self.num_examples
 
 
-def evaluate(net, images, labels, batch_size: int, precision: str = "float32") -> Evaluation:
-    """Predict every image once. Seconds an image leave the first batch out, which compiles."""
+def predictor(net, precision: str = "float32"):
+    """`predict(images, labels)` -> predicted classes int64 `[B]` and the sum of cross entropies."""
 
     @tf.function(input_signature=[
-        tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3]), tf.TensorSpec([None],
-        tf.int32)
+        tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3]),
+        tf.TensorSpec([None], tf.int32),
     ])  # fmt: skip
-    def predict(batch, targets):
-        logits = net(tf.cast(batch, DTYPES[precision]))
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
+    def predict(images, labels):
+        logits = net(tf.cast(images, DTYPES[precision]))
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
         return tf.argmax(logits, axis=1), tf.reduce_sum(losses)
 
-    confusion = np.zeros([net.config.num_classes] * 2, np.int64)
+    return predict
+
+
+def evaluate(predict, images, labels, batch_size: int) -> Evaluation:
+    """Predict every image once. Seconds an image leave the first batch out, which compiles."""
+    confusion = np.zeros([cifar100.NUM_CLASSES] * 2, np.int64)
     cross_entropy, times, sizes = 0.0, [], []
     for batch, targets in cifar100.evaluation_batches(images, labels, batch_size):
         start = time.perf_counter()
@@ -324,48 +340,53 @@ def result(net, evaluation: Evaluation, **about) -> dict:
 # ---------------------------------------------------------------- what a run starts from
 
 
-def restore_state(path: str, flags: argparse.Namespace, about: dict) -> Trainer:
+def load_network(path: str, tensors: dict[str, np.ndarray], **changes):
+    """`resnet.from_checkpoint`, with the checkpoint's path in what it raises."""
+    try:
+        return resnet.from_checkpoint(tensors, **changes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def restore_state(path: str, tensors, flags: argparse.Namespace, about: dict) -> Trainer:
     """Everything from a checkpoint of the same stage and network: weights, momentum, step."""
-    tensors = utils.read_checkpoint(path)
     if "description" not in tensors:
         raise ValueError(
             f"{path} is a TensorFlow 1 checkpoint: start from its weights with --basemodel"
         )
-    net, description = resnet.from_checkpoint(tensors, dropout_keep_prob=flags.dropout_keep_prob)
-    if description["stage"] != flags.stage:
+    changes = {"dropout_keep_prob": flags.dropout_keep_prob}
+    net, description = load_network(path, tensors, **changes)
+    if description.get("stage") != flags.stage:
         raise ValueError(
-            f"{path} is of stage {description['stage']}, not {flags.stage}: name another "
+            f"{path} is of stage {description.get('stage')}, not {flags.stage}: name another "
             "--train_dir"
         )
     _check_network(path, net.config, flags, also=("bn_no_scale",))
     _check_dataset(path, description, flags, about)
     trainer = Trainer(net, objective(flags), about)
-    trainer.checkpoint.restore(path).assert_consumed()
+    trainer.restore(path)
     return trainer
 
 
 def start_from_weights(path: str, flags: argparse.Namespace, about: dict) -> Trainer:
     """A new run from the weights of a network: of the same kind, or a grouped one to be cut."""
     changes = {name: getattr(flags, name) for name in ("dropout_keep_prob", "bn_no_scale")}
-    tensors = utils.read_checkpoint(path)
-    base, description = resnet.from_checkpoint(tensors, **changes)
+    base, description = load_network(path, utils.read_checkpoint(path), **changes)
     _check_dataset(path, description, flags, about)
+    grouped = max(base.config.groups) > 1
     if flags.stage == "split":
         _check_network(path, base.config, flags)
-        if max(base.config.groups) == 1:
+        if not grouped:
             raise ValueError(f"{path} has no groups to cut: run --stage group first")
         net = resnet.split(base) if isinstance(base, resnet.ResNet) else base
         return Trainer(net, objective(flags), about)
     if not isinstance(base, resnet.ResNet):
         raise ValueError(f"{path} is a tree already: only stage split goes on from it")
+    _check_network(path, base.config, flags, groups=grouped)
     net = resnet.ResNet(network_config(flags), flags.seed)
-    if max(base.config.groups) == 1:  # its groups start anew
-        _check_network(path, base.config, flags, groups=False)
-        weights = {v.name.split(":")[0]: v.numpy() for v in (*net.alphas.values(), *base.variables)}
-        resnet.load_weights(net, weights)
-    else:
-        _check_network(path, base.config, flags)
-        resnet.load_weights(net, {v.name.split(":")[0]: v.numpy() for v in base.variables})
+    # Groups that the base does not have start anew.
+    variables = [*([] if grouped else net.alphas.values()), *base.variables]
+    resnet.load_weights(net, {resnet.name_of(v): v.numpy() for v in variables})
     return Trainer(net, objective(flags), about)
 
 
@@ -403,30 +424,44 @@ def _check_network(path, config, flags, groups=True, also=()) -> None:
 
 
 def _check_dataset(path, description, flags, about) -> None:
-    """Raise ValueError where a checkpoint comes from another data set."""
-    trained_on = description.get("dataset", about["dataset"])
-    if trained_on != about["dataset"]:
-        raise ValueError(
-            f"{path} was trained on {trained_on}, but {flags.data_dir} holds {about['dataset']}: "
-            "name the other with --data_dir, or start anew in another --train_dir"
-        )
+    """Raise ValueError where a checkpoint comes from another data set or training split."""
+    for key in ("dataset", "indices_sha256"):
+        trained_on = description.get(key, about[key])
+        if trained_on != about[key]:
+            raise ValueError(
+                f"{path} was trained on {description['dataset']} ({key} {trained_on}), but "
+                f"{flags.data_dir} holds {about['dataset']} ({key} {about[key]}): name the other "
+                "with --data_dir, or start anew in another --train_dir"
+            )
 
 
 def start(flags: argparse.Namespace, run: utils.Run, about: dict) -> Trainer:
-    """The state that a run begins with, in the documented order; prints which."""
-    for step in reversed(utils.checkpoint_steps(flags.train_dir)):
+    """The state that a run begins with, in the documented order; prints which.
+
+    Raises:
+        ValueError: it does not fit the flags, or no checkpoint of the run can be read.
+    """
+    for path in run.discard_torn():
+        print(f"ignoring {path}: a killed run did not finish writing it")
+    steps = utils.checkpoint_steps(flags.train_dir)
+    for step in reversed(steps):
         path = utils.checkpoint_path(flags.train_dir, step)
         try:
-            utils.read_checkpoint(path)
+            tensors = utils.read_checkpoint(path)
         except ValueError as error:
             print(f"ignoring it: {error}")
             continue
         print(f"going on from {path}, step {step}")
-        return restore_state(path, flags, about)
+        return restore_state(path, tensors, flags, about)
+    if steps:
+        raise ValueError(
+            f"none of the {len(steps)} checkpoints in {flags.train_dir} can be read: remove them "
+            "to start anew, or name another --train_dir"
+        )
     if flags.checkpoint:
         path = utils.find_checkpoint(flags.checkpoint)
         print(f"going on from {path} (--checkpoint)")
-        return restore_state(path, flags, about)
+        return restore_state(path, utils.read_checkpoint(path), flags, about)
     if flags.basemodel:
         path = utils.find_checkpoint(flags.basemodel)
         print(f"starting from the weights of {path} (--basemodel)")
@@ -444,7 +479,12 @@ class Loop:
     def __init__(self, flags: argparse.Namespace, run: utils.Run, trainer: Trainer, data: dict):
         self.flags, self.run, self.trainer, self.data = flags, run, trainer, data
         self.step = int(trainer.steps_done)
+        self.batches = cifar100.training_batches(
+            *data["train"], flags.batch_size, flags.seed, self.step
+        )
         self.steps_per_epoch = len(data["train"][1]) / flags.batch_size
+        self.predict = predictor(trainer.net, flags.precision)
+        self.evaluation = None  # the last validation
         self.saved = self.step if self.step in utils.checkpoint_steps(run.directory) else None
         self._first, self._start = self.step, 0.0  # of this process's steps but the first
 
@@ -456,15 +496,12 @@ class Loop:
 
     def train(self, interruption: utils.Interruption) -> None:
         """Steps up to `max_steps` or an interruption; a checkpoint at the end of either."""
-        flags, f = self.flags, self.trainer
-        batches = iter(cifar100.training_batches(
-            *self.data["train"], flags.batch_size, flags.seed, self.step
-        ))  # fmt: skip
+        flags, batches = self.flags, iter(self.batches)
         while self.step < flags.max_steps and not interruption.status:
             rate = self.learning_rate()
             images, labels = next(batches)
-            values = f.step(images, labels, tf.constant(rate, tf.float32)).numpy()
-            self._check_finite(values, rate)
+            values = self.trainer.step(images, labels, tf.constant(rate, tf.float32)).numpy()
+            self._check_finite(values)
             self.step += 1
             if self.step == self._first + 1:
                 self._start = time.perf_counter()
@@ -479,20 +516,20 @@ class Loop:
                 self.save()
         self.save()
 
-    def _check_finite(self, values: np.ndarray, rate: float) -> None:
+    def _check_finite(self, values: np.ndarray) -> None:
         if np.isfinite(values).all():
             return
         bad = [name for name, value in zip(METRICS, values, strict=True) if not np.isfinite(value)]
-        first = bad[1] if bad[0] == "loss" and len(bad) > 1 else bad[0]
-        raise ValueError(
-            f"the loss is not finite at step {self.step + 1}: {first} went first, learning rate "
-            f"{rate:g}; the last good checkpoint is {self._last_checkpoint()}; lower --initial_lr "
-            "or the gammas"
-        )
+        self._stop(bad[1] if bad[0] == "loss" and len(bad) > 1 else bad[0], self.step + 1)
 
-    def _last_checkpoint(self) -> str:
+    def _stop(self, first: str, step: int) -> NoReturn:
         steps = utils.checkpoint_steps(self.run.directory)
-        return utils.checkpoint_path(self.run.directory, steps[-1]) if steps else "none"
+        last = utils.checkpoint_path(self.run.directory, steps[-1]) if steps else "none"
+        raise ValueError(
+            f"the loss is not finite at step {step}: {first} went first, learning rate "
+            f"{self.learning_rate():g}; the last good checkpoint is {last}; lower --initial_lr or "
+            "the gammas"
+        )
 
     def _progress(self, rate: float) -> None:
         """One line, and one record: the means since the last one."""
@@ -533,27 +570,28 @@ class Loop:
         )
         print(f"    largest share and sizes of groups: {shares}", flush=True)
 
-    def validate(self, **more: float) -> Evaluation:
+    def validate(self) -> None:
         """Validation accuracy, into the log; a new best is kept as a checkpoint."""
-        flags, net = self.flags, self.trainer.net
         best = self.run.best()
-        evaluation = evaluate(net, *self.data["val"], flags.batch_size, flags.precision)
+        evaluation = evaluate(self.predict, *self.data["val"], self.flags.batch_size)
         self.run.log(
             self.step,
             val_accuracy=evaluation.accuracy,
             val_cross_entropy=evaluation.cross_entropy,
-            **more,
         )
         print(f"    validation: accuracy {evaluation.accuracy:.4f}", flush=True)
         if best is None or evaluation.accuracy > best[1]:
             self.save()
         self.evaluation = evaluation
-        return evaluation
 
     def save(self) -> None:
-        if self.saved != self.step:
-            self.run.save(self.trainer.checkpoint, self.step)
-            self.saved = self.step
+        """A checkpoint of this step, unless there is one or the last update spoiled the weights."""
+        if self.saved == self.step:
+            return
+        if not self.trainer.is_finite():
+            self._stop("weights", self.step)
+        self.run.save(self.trainer.checkpoint, self.step)
+        self.saved = self.step
 
 
 def _duration(seconds: float) -> str:
@@ -563,14 +601,17 @@ def _duration(seconds: float) -> str:
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
+    interruption = utils.Interruption()
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()
     data = {split: cifar100.load(flags.data_dir, split) for split in ("train", "val")}
+    dataset = cifar100.describe(flags.data_dir)
     about = {
         "stage": flags.stage,
         "seed": flags.seed,
         "preset": flags.preset,
-        "dataset": cifar100.describe(flags.data_dir)["dataset"],
+        "dataset": dataset["dataset"],
+        "indices_sha256": dataset.get("indices_sha256", ""),
     }
     with utils.Run(flags.train_dir, flags.keep) as run:
         trainer = start(flags, run, about)
@@ -586,17 +627,16 @@ def main(argv: Sequence[str]) -> int:
             f"{flags.stage}: {weights:,} weights, {flops:,} FLOPs an image; "
             f"{len(data['train'][1]):,} training images ({about['dataset']}); {utils.hardware()}"
         )
+        loop = Loop(flags, run, trainer, data)
         utils.write_json(run.path("config.json"), {
-            "flags": vars(flags),
+            "flags": vars(flags) | {"groups": net.config.groups},
             "network": resnet.describe(net)["config"],
             "dataset": about["dataset"],
             "hardware": utils.hardware(),
             "versions": utils.versions(),
         })  # fmt: skip
         run.resume_metrics(step)
-        interruption = utils.Interruption()
-        loop = Loop(flags, run, trainer, data)
-        if step == 0 and flags.stage == "split":
+        if step == 0 and flags.stage == "split" and run.best() is None:
             loop.validate()  # what the cut cost
         loop.train(interruption)
         return finish(loop, interruption, about)
@@ -612,10 +652,11 @@ def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
     if interruption.status:
         print(f"interrupted at step {loop.step}: {said}; the same command goes on from here")
         return interruption.status
-    evaluation = evaluate(loop.trainer.net, *loop.data["val"], flags.batch_size, flags.precision)
+    if loop.evaluation is None:  # the run was complete before
+        loop.evaluation = evaluate(loop.predict, *loop.data["val"], flags.batch_size)
     values = result(
         loop.trainer.net,
-        evaluation,
+        loop.evaluation,
         split="val",
         step=loop.step,
         precision=flags.precision,
@@ -626,7 +667,7 @@ def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
     if best:
         values |= {"best_step": best[0], "best_accuracy": best[1]}
     utils.write_json(run.path("result.json"), values)
-    print(f"done: validation accuracy {evaluation.accuracy:.4f} at step {loop.step}; {said}")
+    print(f"done: validation accuracy {loop.evaluation.accuracy:.4f} at step {loop.step}; {said}")
     return 0
 
 

@@ -10,10 +10,12 @@ import argparse
 import contextlib
 import difflib
 import fcntl
+import glob
 import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +36,7 @@ import numpy as np
 import tensorflow as tf
 
 CHECKPOINT = "model.ckpt"
+UNFINISHED = "model.ckpt-unfinished"  # folder of a checkpoint that is being written
 
 
 # ---------------------------------------------------------------- flags and errors
@@ -147,9 +150,15 @@ def write_json(path: str, value) -> None:
 
 
 def read_json(path: str) -> dict:
-    """Read a JSON file of one object."""
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    """Read a JSON file of one object; ValueError names the file if it holds anything else."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: an object was expected, not {type(value).__name__}")
+    return value
 
 
 # ---------------------------------------------------------------- what ran where
@@ -216,6 +225,10 @@ def _data_file(path: str) -> str:
     return f"{path}.data-00000-of-00001"
 
 
+def _index_file(path: str) -> str:
+    return f"{path}.index"
+
+
 def find_checkpoint(path: str) -> str:
     """The checkpoint that a flag names: `.../model.ckpt-STEP`, or the newest of a run directory.
 
@@ -228,7 +241,7 @@ def find_checkpoint(path: str) -> str:
             return checkpoint_path(path, steps[-1])
         path = os.path.join(path, f"{CHECKPOINT}-*")
     path = path.removesuffix(".index")
-    if not (os.path.exists(f"{path}.index") and os.path.exists(_data_file(path))):
+    if not (os.path.exists(_index_file(path)) and os.path.exists(_data_file(path))):
         raise ValueError(
             f"no checkpoint {path}: name a run directory that holds model.ckpt-STEP files, or one "
             "of them without its .index or .data ending"
@@ -251,7 +264,7 @@ def read_checkpoint(path: str) -> dict[str, np.ndarray]:
             for name in reader.get_variable_to_shape_map()
             if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
         }
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+    except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"checkpoint {path} is torn or damaged ({reason})") from None
 
@@ -274,11 +287,17 @@ class Run:
         self.directory, self.keep = directory, keep
         self.metrics: list[dict] = []
         self._events = None
-        os.makedirs(directory, exist_ok=True)
-        self._lock = open(self.path("lock"), "w")  # noqa: SIM115, held as long as the run
+        try:
+            os.makedirs(directory, exist_ok=True)
+            self._lock = open(self.path("lock"), "w")  # noqa: SIM115, held as long as the run
+        except OSError as error:
+            raise ValueError(
+                f"{directory} cannot be used as a run directory ({error.strerror}): name another "
+                "--train_dir, or make it writable"
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise ValueError(
                 f"another run is using {directory}: wait for it, end it, or name another "
                 "--train_dir"
@@ -306,14 +325,16 @@ class Run:
         self.metrics = []
         with contextlib.suppress(FileNotFoundError), open(self.path("metrics.jsonl")) as file:
             for line in file:
-                with contextlib.suppress(ValueError):  # the last line of a killed run may be cut
-                    self.metrics.append(json.loads(line))
-        self.metrics = [record for record in self.metrics if record["step"] <= step]
+                # The last line of a killed run may be cut.
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    record = json.loads(line)
+                    if record["step"] <= step:
+                        self.metrics.append(record)
         with atomic_write(self.path("metrics.jsonl")) as file:
             file.writelines(json.dumps(record) + "\n" for record in self.metrics)
 
-    def log(self, step: int, **values: float) -> None:
-        """Append a line to metrics.jsonl, and to the event file where TensorBoard is installed."""
+    def log(self, step: int, **values) -> None:
+        """Append a line to metrics.jsonl; its numbers to event files if TensorBoard is there."""
         record = {"step": step} | values
         self.metrics.append(record)
         with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
@@ -329,7 +350,8 @@ class Run:
             self._events = tf.summary.create_file_writer(self.directory)
         with self._events.as_default(step):
             for name, value in values.items():
-                tf.summary.scalar(name, value)
+                if isinstance(value, int | float):
+                    tf.summary.scalar(name, value)
         self._events.flush()
 
     def best(self, key: str = "val_accuracy") -> tuple[int, float] | None:
@@ -344,15 +366,28 @@ class Run:
 
     def save(self, checkpoint: tf.train.Checkpoint, step: int) -> str:
         """Write `model.ckpt-STEP`, whole or not at all, and remove the ones that are not kept."""
-        path, temporary = checkpoint_path(self.directory, step), self.path(f"part-{CHECKPOINT}")
-        checkpoint.write(temporary)
-        # The index comes last: without it a checkpoint does not count as one.
-        for name in (_data_file, "{}.index".format):
-            with open(name(temporary), "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(name(temporary), name(path))
+        path, part = checkpoint_path(self.directory, step), self.path(UNFINISHED)
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            os.mkdir(part)
+            written = checkpoint.write(os.path.join(part, CHECKPOINT))
+            # The index comes last: without it a checkpoint does not count as one.
+            for file_of in (_data_file, _index_file):
+                with open(file_of(written), "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(file_of(written), file_of(path))
+        except (OSError, tf.errors.OpError) as error:
+            last = checkpoint_steps(self.directory)[-1:]
+            raise ValueError(
+                f"the checkpoint of step {step} cannot be written to {self.directory} ({error}); "
+                f"the last good one is of step {last[0] if last else 'none'}: make room and run "
+                "the same command again"
+            ) from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
         best = self.best()
-        steps = checkpoint_steps(self.directory)
+        # A damaged later one, passed over when this run began, is not what is to be kept.
+        steps = [old for old in checkpoint_steps(self.directory) if old <= step]
         for old in steps[: -self.keep]:
             if best is None or old != best[0]:
                 self._remove(old)
@@ -360,8 +395,20 @@ class Run:
 
     def _remove(self, step: int) -> None:
         path = checkpoint_path(self.directory, step)
-        os.remove(f"{path}.index")
+        os.remove(_index_file(path))
         os.remove(_data_file(path))
+
+    def discard_torn(self) -> list[str]:
+        """Remove what a killed run left of a checkpoint that it was writing; names it."""
+        torn = [self.path(UNFINISHED)] if os.path.isdir(self.path(UNFINISHED)) else []
+        shutil.rmtree(self.path(UNFINISHED), ignore_errors=True)
+        pattern = os.path.join(glob.escape(self.directory), _data_file(f"{CHECKPOINT}-*"))
+        for data in glob.glob(pattern):
+            path = data.removesuffix(_data_file(""))
+            if not os.path.exists(_index_file(path)):
+                os.remove(data)
+                torn.append(path)
+        return torn
 
 
 # ---------------------------------------------------------------- interruptions

@@ -5,7 +5,8 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import ROOT, fails, grouped_net, python, write_data
+import tensorflow as tf
+from conftest import ROOT, fails, grouped_net, inside, write_data
 
 import cifar100
 import eval as evaluation
@@ -34,9 +35,11 @@ def checkpoints(tmp_path_factory):
 
 
 def evaluate(checkpoint, data_dir, *flags):
-    done = python("eval.py", "--checkpoint", checkpoint, "--data_dir", data_dir, *flags)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    status, out, error = inside(
+        "eval.py", "--checkpoint", checkpoint, "--data_dir", data_dir, *flags
+    )
+    assert status == 0, error
+    return out
 
 
 def test_result_of_a_tree(checkpoints, data_dir, tmp_path):
@@ -100,6 +103,28 @@ def test_what_is_refused(checkpoints, data_dir, tmp_path):
     path.write_text(path.read_text().replace("synthetic", "cifar100"))
     fails("eval.py", "--checkpoint", checkpoints["tree"], "--data_dir", other, says="synthetic")
     assert not os.path.exists(tmp_path / "eval")
+    missing = tmp_path / "no" / "such.pkl"
+    fails("eval.py", "--checkpoint", checkpoints["tree"], *data, "--output_file", missing,
+          says="name another --output_file")  # fmt: skip
+
+
+def test_each_question_has_its_own_folder(checkpoints, data_dir):
+    evaluate(checkpoints["dense"], data_dir, "--mask", "--split", "val")
+    run = os.path.dirname(checkpoints["dense"])
+    assert utils.read_json(os.path.join(run, "eval_mask_val", "result.json"))["masked"]
+
+
+@pytest.mark.parametrize(
+    "description",
+    ["{", "[]", "{}", '{"network": "dense"}', '{"network": "dense", "config": "x"}',
+     '{"network": "tree", "config": {"k": 1, "groups": [1, 1, 2]}}',
+     '{"network": "dense", "config": {"k": "1"}}', '{"network": "dense", "config": {"depth": 3}}'],
+)  # fmt: skip
+def test_descriptions_that_make_no_network(description, data_dir, tmp_path):
+    variable = tf.Variable(description)
+    with utils.Run(str(tmp_path)) as run:
+        path = run.save(tf.train.Checkpoint(description=variable, x=tf.Variable(1.0)), 1)
+    fails("eval.py", "--checkpoint", tmp_path, "--data_dir", data_dir, says=path)
 
 
 def test_damaged_checkpoint(checkpoints, data_dir, tmp_path):

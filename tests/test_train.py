@@ -4,11 +4,13 @@ import contextlib
 import io
 import json
 import os
+import sys
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import fails, python, train_flags, write_data
+from conftest import fails, inside, python, train_flags, write_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,9 +22,9 @@ GROUPED = {"ngroups1": 4, "ngroups2": 4, "ngroups3": 2, "group_lr_scale": 20}
 
 
 def run(stage, train_dir, data_dir, **flags):
-    done = python("train.py", *train_flags(stage, train_dir, data_dir, **flags))
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    status, out, error = inside("train.py", *train_flags(stage, train_dir, data_dir, **flags))
+    assert status == 0, error
+    return out
 
 
 def records(train_dir):
@@ -140,7 +142,8 @@ def test_grouping_starts_from_the_baselines_weights(runs):
         "group", "x", "y", basemodel=runs["baseline"], bn_no_scale=True, **GROUPED
     ))  # fmt: skip
     path = utils.find_checkpoint(runs["baseline"])
-    net = train.start_from_weights(path, flags, {"dataset": "synthetic"}).net
+    about = {"dataset": "synthetic", "indices_sha256": ""}
+    net = train.start_from_weights(path, flags, about).net
     np.testing.assert_array_equal(
         net.unit_3_0.conv_1.kernel, baseline["net/unit_3_0/conv_1/kernel"]
     )
@@ -155,7 +158,7 @@ def test_split_starts_as_the_masked_network(runs):
     assert first["step"] == 0
     flags = utils.read_json(os.path.join(runs["split"], "config.json"))["flags"]
     data = train.cifar100.load(flags["data_dir"], "val")
-    evaluation = train.evaluate(net, *data, 20)
+    evaluation = train.evaluate(train.predictor(net), *data, 20)
     assert first["val_accuracy"] == evaluation.accuracy
     assert first["val_cross_entropy"] == pytest.approx(evaluation.cross_entropy, rel=1e-5)
 
@@ -171,11 +174,12 @@ def test_split_checkpoint_describes_itself(runs):
 def test_evaluation_counts_every_image_once(data_dir):
     net = resnet.ResNet(resnet.NetworkConfig(num_residual_units=1, k=1))
     images, labels = train.cifar100.load(data_dir, "test")
-    evaluation = train.evaluate(net, images, labels, 100)
+    predict = train.predictor(net)
+    evaluation = train.evaluate(predict, images, labels, 100)
     np.testing.assert_array_equal(
         evaluation.confusion.sum(axis=1), np.bincount(labels, minlength=100)
     )
-    other = train.evaluate(net, images, labels, 7)
+    other = train.evaluate(predict, images, labels, 7)
     np.testing.assert_array_equal(evaluation.confusion, other.confusion)
     assert evaluation.cross_entropy == pytest.approx(other.cross_entropy, rel=1e-4)
 
@@ -212,29 +216,10 @@ def test_contradictions(stage, flags, says, capsys):
     assert caught.value.code == 2 and says in error and error.count("\n") == 1
 
 
-def test_bad_flags_as_processes(tmp_path):
-    fails(
-        "train.py",
-        "--stage",
-        "group",
-        "--train_dir",
-        tmp_path / "r",
-        "--gama1",
-        1,
-        status=2,
-        says="gamma1",
-    )
-    fails(
-        "train.py",
-        "--stage",
-        "baseline",
-        "--train_dir",
-        tmp_path / "r",
-        "stray",
-        status=2,
-        says="stray",
-    )
-    assert not os.listdir(tmp_path)
+def test_bad_flags_as_a_process(tmp_path):
+    done = python("train.py", "--stage", "group", "--train_dir", tmp_path / "r", "--gama1", 1)
+    assert done.returncode == 2 and "did you mean --gamma1?" in done.stderr
+    assert done.stderr.count("\n") == 1 and not os.listdir(tmp_path)
 
 
 def contents(directory):
@@ -297,20 +282,37 @@ def test_batch_larger_than_the_data_set(tmp_path, data_dir):
 
 
 def test_non_finite_loss_names_step_and_term(tmp_path, data_dir):
-    done = fails(
-        "train.py", *train_flags("group", tmp_path / "r", data_dir, initial_lr=1e30, max_steps=50,
-                                 checkpoint_interval=1, keep=1),
-        says=["not finite at step", "went first", "learning rate 1e+30", "last good checkpoint"],
-    )  # fmt: skip
-    step = int(done.stderr.split("at step ")[1].split(":")[0])
-    newest = utils.find_checkpoint(str(tmp_path / "r"))
-    assert newest in done.stderr
-    assert int(newest.rpartition("-")[2]) == step - 1
-    assert all(
-        np.isfinite(t).all()
-        for t in utils.read_checkpoint(newest).values()
-        if t.dtype == np.float32
+    flags = {"initial_lr": 1e30, "max_steps": 50, "checkpoint_interval": 100, "val_interval": 100}
+    says = [
+        "not finite at step",
+        "went first",
+        "learning rate 1e+30",
+        "last good checkpoint is none",
+    ]
+    fails("train.py", *train_flags("group", tmp_path / "r", data_dir, **flags), says=says)
+    assert not utils.checkpoint_steps(str(tmp_path / "r"))
+
+
+def test_spoiled_weights_are_not_saved(tmp_path, data_dir):
+    """A loss that is still finite may come with an update that is not."""
+    flags = train_flags(
+        "baseline", tmp_path / "r", data_dir, initial_lr=1e38, checkpoint_interval=1
     )
+    error = fails("train.py", *flags, says="weights went first")
+    assert "step 1:" in error or "step 2:" in error
+    for step in utils.checkpoint_steps(str(tmp_path / "r")):
+        tensors = utils.read_checkpoint(utils.checkpoint_path(str(tmp_path / "r"), step))
+        assert all(np.isfinite(t).all() for t in tensors.values() if t.dtype == np.float32)
+
+
+def test_event_files_where_tensorboard_is_installed(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
+    monkeypatch.setattr(tf.summary, "scalar", lambda name, value: written.append((name, value)))
+    with utils.Run(str(tmp_path)) as run:
+        run.log(3, loss=1.5, group_sizes={"q1": [50, 50]})
+    assert written == [("loss", 1.5)]
+    assert any(name.startswith("events") for name in os.listdir(tmp_path))
 
 
 # ---------------------------------------------------------------- any flags whatever

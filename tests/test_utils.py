@@ -66,7 +66,7 @@ def test_newest_checkpoints_and_the_best_stay(tmp_path):
             run.save(checkpoint, step)
         assert run.best() == (1, 0.5)
         assert utils.checkpoint_steps(str(tmp_path)) == [1, 4, 5]
-        assert not [name for name in os.listdir(tmp_path) if "part" in name]
+        assert not [name for name in os.listdir(tmp_path) if "unfinished" in name]
         assert utils.find_checkpoint(str(tmp_path)).endswith("model.ckpt-5")
         assert utils.find_checkpoint(str(tmp_path / "model.ckpt-1.index")).endswith("ckpt-1")
         assert utils.read_checkpoint(utils.find_checkpoint(str(tmp_path)))["x"] == 1
