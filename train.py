@@ -46,7 +46,7 @@ def _flag_table() -> list[tuple]:
         ("data_dir", str, "data/cifar100", STAGES, "where download_cifar100.py put the data"),
         ("batch_size", count, 90, STAGES, "images a step"),
         ("num_residual_units", count, 2, STAGES, "blocks in each of the three stages; 2: WRN-16"),
-        ("k", positive, 8, STAGES, "widening factor"),
+        ("k", _factor, 8, STAGES, "widening factor"),
         ("ngroups1", count, 1, ("group", "split"), "groups of the classifier; 1: not split"),
         ("ngroups2", count, 1, ("group", "split"), "groups of unit_3; 1: not split"),
         ("ngroups3", count, 1, ("group", "split"), "groups of unit_2; 1: not split"),
@@ -79,6 +79,12 @@ def _flag_table() -> list[tuple]:
         ("group_lr_scale", positive, 1.0, grouped, "factor of the alphas' learning rate"),
         ("preset", str, "", STAGES, "name of this set of flags, for result.json"),
     ]  # fmt: skip
+
+
+def _factor(text: str) -> float:
+    """A widening factor; a whole one is an int, as it is written."""
+    value = utils.number(float, above=0)(text)
+    return int(value) if value == int(value) else value
 
 
 def _epochs(text: str) -> list[float]:

@@ -84,6 +84,17 @@ def python(script, *flags, **settings):
     return subprocess.run(command, capture_output=True, text=True, timeout=600, **settings)
 
 
+def run_script(script, *words, check=True, **environment):
+    """Run a shell script of the project with words and environment variables of its own."""
+    environment = {"PYTHON": sys.executable} | environment
+    done = subprocess.run(
+        [os.path.join(ROOT, script), *map(str, words)],
+        capture_output=True, text=True, env=os.environ | environment, timeout=600,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 def inside(script, *flags):
     """The same within this process, which saves loading TensorFlow: (status, stdout, stderr)."""
     module = importlib.import_module(script.removesuffix(".py"))

@@ -1,5 +1,6 @@
 """Runs that are killed, interrupted or find damaged checkpoints, as real processes."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -236,23 +237,39 @@ def test_kills_while_writing_checkpoints(tmp_path):
     assert sum(int(torn) for _, torn in rounds) > 2  # some of the kills did fall into a write
 
 
-def test_disk_full(whole, tmp_path):
-    """A file system with room for two checkpoints: one line, and the last good one is intact."""
-    _, flags = whole
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2M", "tmpfs", str(disk)]
+@contextlib.contextmanager
+def small_disk(path):
+    """A file system of 2 MB, as root can make one; gives a function that remounts it read-only."""
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2M", "tmpfs", str(path)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
-        done = python("train.py", *flags("baseline", disk / "run"), "--keep=9")
-        assert done.returncode == 1 and done.stderr.count("\n") == 1
-        assert "cannot be written" in done.stderr and "make room" in done.stderr
-        last = int(done.stderr.split("last good one is of step ")[1].split(":")[0])
-        tensors = utils.read_checkpoint(utils.checkpoint_path(str(disk / "run"), last))
-        assert tensors["step"] == last == utils.checkpoint_steps(str(disk / "run"))[-1]
+        yield lambda: subprocess.run(["mount", "-o", "remount,ro", str(path)], check=True)
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def test_disk_full(whole, tmp_path):
+    """Room for two checkpoints: one line, and the last good checkpoint is intact."""
+    run = str(tmp_path / "disk" / "run")
+    with small_disk(tmp_path / "disk"):
+        error = fails(
+            "train.py",
+            *whole[1]("baseline", run),
+            "--keep=9",
+            says=["cannot be written", "make room"],
+        )
+        last = int(error.split("last good one is of step ")[1].split(":")[0])
+        tensors = utils.read_checkpoint(utils.checkpoint_path(run, last))
+        assert tensors["step"] == last == utils.checkpoint_steps(run)[-1]
+
+
+def test_read_only_directory(whole, tmp_path):
+    with small_disk(tmp_path / "disk") as make_read_only:
+        make_read_only()
+        flags = whole[1]("baseline", tmp_path / "disk" / "run")
+        fails("train.py", *flags, says="cannot be used as a run directory (Read-only file system)")
 
 
 def test_directories_that_cannot_be_used(tmp_path, data_dir):

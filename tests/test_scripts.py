@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 
 import train
 import utils
@@ -121,16 +121,6 @@ def test_unknown_preset():
     for script in ("group.sh", "split.sh"):
         done = run_script(script, PRESET="huge", check=False)
         assert done.returncode == 2 and "PRESET is paper, cpu or smoke" in done.stderr
-
-
-def run_script(script, *words, check=True, **environment):
-    environment = {"PYTHON": sys.executable} | environment
-    done = subprocess.run(
-        [os.path.join(ROOT, script), *map(str, words)],
-        capture_output=True, text=True, env=os.environ | environment, timeout=600,
-    )  # fmt: skip
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 def test_pipeline_with_flags_that_override(tmp_path, data_dir):

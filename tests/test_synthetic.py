@@ -1,0 +1,27 @@
+"""The synthetic data set's grouping is known: group.sh at the smoke preset has to find it."""
+
+import time
+
+import cifar100
+import report
+import utils
+from conftest import python, run_script
+
+
+def test_two_groups_keep_superclasses_together(tmp_path):
+    """At least 90 % of the pairs of one superclass (chance: 50 %), with sharp indicators."""
+    data, run = str(tmp_path / "data"), tmp_path / "run"
+    assert python("download_cifar100.py", "--dataset_path", data, "--synthetic").returncode == 0
+    start = time.monotonic()
+    environment = {"PRESET": "smoke", "DATA_DIR": data, "TRAIN_DIR": str(run)}
+    run_script("group.sh", "--max_steps", 1500, "--val_interval", 1500, **environment)
+    assert time.monotonic() - start < 300
+    with utils.Run(str(run)) as log:
+        log.resume_metrics(1500)
+        last = [record for record in log.metrics if "group_sizes" in record][-1]
+    sharp = {name: value for name, value in last.items() if name.startswith("sharpness/")}
+    assert len(sharp) == 8 and min(sharp.values()) > 0.95
+    groups = utils.read_json(run / "result.json")["group_classes"]
+    superclasses = cifar100.describe(data)["superclass_of_class"]
+    assert min(len(classes) for classes in groups) >= 30
+    assert report.pairs_together(groups, superclasses) >= 0.9
