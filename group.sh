@@ -1,18 +1,29 @@
 #!/usr/bin/env bash
-# Learn the groups: train a Wide ResNet together with the matrices that assign classes and features to groups.
-# Edit the flags here, or add some to the command, which win: PRESET=smoke ./group.sh --max_steps 20 --k 1
+# Learn the groups: train a Wide ResNet together with the matrices that assign its classes and
+# features to groups. Edit the flags here; flags on the command line override them:
+#   PRESET=smoke ./group.sh --max_steps 20 --k 1
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 PRESET=${PRESET:-paper} # paper: published schedule; cpu: two cores, about an hour; smoke: minutes
 DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 TRAIN_DIR=${TRAIN_DIR:-$HERE/runs/$PRESET/group}
-PYTHON=${PYTHON:-$([ -x "$HERE/.venv/bin/python" ] && echo "$HERE/.venv/bin/python" || echo python3)}
+VENV=$HERE/.venv/bin/python
+PYTHON=${PYTHON:-$([ -x "$VENV" ] && echo "$VENV" || echo python3)}
 
 case $PRESET in
-paper) K=8 STEPS=200000 LR_STEP_EPOCH=240,300 DROPOUT_KEEP_PROB=0.5 GAMMA2=1.0 GROUP_LR_SCALE=1.0 INTERVAL=1000 ;;
-cpu) K=2 STEPS=8000 LR_STEP_EPOCH=11,14 DROPOUT_KEEP_PROB=1.0 GAMMA2=1.0 GROUP_LR_SCALE=4.0 INTERVAL=500 ;;
-smoke) K=1 STEPS=3000 LR_STEP_EPOCH=5 DROPOUT_KEEP_PROB=1.0 GAMMA2=5.0 GROUP_LR_SCALE=6.0 INTERVAL=500 ;;
+paper)
+    K=8 STEPS=200000 LR_STEP_EPOCH=240,300 INTERVAL=1000
+    DROPOUT_KEEP_PROB=0.5 GAMMA2=1.0 GROUP_LR_SCALE=1.0
+    ;;
+cpu)
+    K=2 STEPS=8000 LR_STEP_EPOCH=11,14 INTERVAL=500
+    DROPOUT_KEEP_PROB=1.0 GAMMA2=1.0 GROUP_LR_SCALE=4.0
+    ;;
+smoke)
+    K=1 STEPS=3000 LR_STEP_EPOCH=5 INTERVAL=500
+    DROPOUT_KEEP_PROB=1.0 GAMMA2=5.0 GROUP_LR_SCALE=6.0
+    ;;
 *) echo "group.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
 esac
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# From nothing to a finetuned tree in minutes: environment, data, group.sh, split.sh, eval.sh, summary.
-#   ./quickstart.sh                      downloads CIFAR-100, or draws a synthetic set where there is no network
-#   ./quickstart.sh --archive FILE       takes cifar-100-python.tar.gz (or .tar.xz) from FILE; also CIFAR100_ARCHIVE=FILE
-#   ./quickstart.sh --synthetic          draws the synthetic set
-# Run again, it goes on from what exists. PRESET=cpu takes an hour and a half instead of minutes.
+# From nothing to a finetuned tree: environment, data, group.sh, split.sh, eval.sh, summary.
+#   ./quickstart.sh                  downloads CIFAR-100; without a network, draws a synthetic set
+#   ./quickstart.sh --archive FILE   reads the .tar.gz or .tar.xz; also CIFAR100_ARCHIVE=FILE
+#   ./quickstart.sh --synthetic      draws the synthetic set
+# Run again, it goes on from what exists. PRESET=cpu takes an hour and more instead of minutes.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -57,8 +57,8 @@ else
     status=0
     get_data || status=$?
     if [ "$status" -eq 3 ]; then
-        echo "NOTICE: no network, so everything below runs on a SYNTHETIC data set, not on CIFAR-100." >&2
-        echo "NOTICE: with the archive from elsewhere: remove $DATA_DIR and $RUNS, then use --archive FILE." >&2
+        echo "NOTICE: no network, so what follows uses a SYNTHETIC data set, not CIFAR-100." >&2
+        echo "NOTICE: once you have the archive: rm -r '$DATA_DIR' '$RUNS'; $0 --archive FILE" >&2
         get_data --synthetic
     elif [ "$status" -ne 0 ]; then
         exit "$status"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Cut the grouped network of group.sh into its tree, and finetune the tree.
-# Edit the flags here, or add some to the command, which win: PRESET=smoke ./split.sh --max_steps 20
+# Edit the flags here; flags on the command line override them:
+#   PRESET=smoke ./split.sh --max_steps 20
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -8,7 +9,8 @@ PRESET=${PRESET:-paper} # paper: published schedule; cpu: two cores, about an ho
 DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 BASEMODEL=${BASEMODEL:-$HERE/runs/$PRESET/group}
 TRAIN_DIR=${TRAIN_DIR:-$HERE/runs/$PRESET/split}
-PYTHON=${PYTHON:-$([ -x "$HERE/.venv/bin/python" ] && echo "$HERE/.venv/bin/python" || echo python3)}
+VENV=$HERE/.venv/bin/python
+PYTHON=${PYTHON:-$([ -x "$VENV" ] && echo "$VENV" || echo python3)}
 
 case $PRESET in
 paper) STEPS=120000 INITIAL_LR=0.1 LR_STEP_EPOCH=100,140 INTERVAL=1000 ;;
