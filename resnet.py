@@ -344,7 +344,8 @@ class _Network(Branch):
             images: `[B, 32, 32, 3]`, standardized. Their dtype (float32 or bfloat16) is the
                 precision of the convolutions; statistics, classifier and logits are float32.
             training: use the batch's statistics, update the moving ones, apply dropout.
-            dropout_seed: `(seed, step)`, needed in training where dropout_keep_prob < 1.
+            dropout_seed: `(seed, step)`, needed in training where dropout_keep_prob < 1; the same
+                pair drops the same features.
 
         Returns:
             float32 `[B, num_classes]`, in the order of the labels.

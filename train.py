@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from typing import NoReturn
@@ -110,12 +111,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         only = f" [{' and '.join(stages)} only]" if stages != STAGES else ""
         # None tells a flag that was not given.
         optional = {"nargs": "?", "const": True} if kind is utils.boolean else {}
-        parser.add_argument(
-            f"--{name}",
-            type=kind,
-            help=text + shown + only,
-            **optional,
-        )
+        parser.add_argument(f"--{name}", type=kind, help=text + shown + only, **optional)
     flags = parser.parse_args(argv)
     given = {name for name, *_ in table if getattr(flags, name) is not None}
     for name, _, default, stages, _ in table:
@@ -634,8 +630,10 @@ def main(argv: Sequence[str]) -> int:
             f"{len(data['train'][1]):,} training images ({about['dataset']}); {utils.hardware()}"
         )
         loop = Loop(flags, run, trainer, data)
+        if step:
+            _say_changes(run.path("config.json"), flags)
         utils.write_json(run.path("config.json"), {
-            "flags": vars(flags) | {"groups": net.config.groups},
+            "flags": vars(flags),
             "network": resnet.describe(net)["config"],
             "dataset": about["dataset"],
             "hardware": utils.hardware(),
@@ -648,6 +646,16 @@ def main(argv: Sequence[str]) -> int:
         return finish(loop, interruption, about)
 
 
+def _say_changes(path: str, flags: argparse.Namespace) -> None:
+    """Tell which flags differ from those of the run's last start: its numbers will, too."""
+    if not os.path.exists(path):
+        return
+    before = utils.read_json(path).get("flags", {})
+    for name, value in json.loads(json.dumps(vars(flags))).items():
+        if name in before and before[name] != value:
+            print(f"changed since the last start: --{name} {before[name]} -> {value}")
+
+
 def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
     """The last line, and result.json where the run is complete; returns the exit status."""
     flags, run = loop.flags, loop.run
@@ -655,7 +663,7 @@ def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
     said = (
         f"best validation accuracy {best[1]:.4f} at step {best[0]}" if best else "no validation yet"
     )
-    if interruption.status:
+    if interruption.status and loop.step < flags.max_steps:
         print(f"interrupted at step {loop.step}: {said}; the same command goes on from here")
         return interruption.status
     if loop.evaluation is None:  # the run was complete before

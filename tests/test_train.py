@@ -131,6 +131,9 @@ def test_restore_order_is_printed(runs, tmp_path, data_dir):
     flags = {"basemodel": runs["baseline"], "bn_no_scale": True} | GROUPED
     again = run("group", runs["group"], data_dir, **flags)
     assert f"going on from {runs['group']}/model.ckpt-6, step 6" in again
+    assert "changed since" not in again
+    again = run("group", runs["group"], data_dir, **(flags | {"display": 3}))
+    assert "changed since the last start: --display 2 -> 3" in again
     flags["checkpoint"] = os.path.join(runs["group"], "model.ckpt-4")
     other = run("group", str(tmp_path / "r"), data_dir, **flags)
     assert "model.ckpt-4 (--checkpoint)" in other
