@@ -321,8 +321,11 @@ class Branch(tf.Module):
             x = tf.gather(x, self.fork_order, axis=-1)
         return tf.split(x, self.fork_sizes, axis=-1)
 
-    def leaf_logits(self, x, training=False, dropout_seed=None) -> list[tf.Tensor]:
-        """Logits `[B, classes of the leaf]` of every leaf, from the first to the last group."""
+    def leaf_logits(self, x, training=False, dropout_seed=None, wanted=None) -> list[tf.Tensor]:
+        """Logits `[B, classes of the leaf]` of every leaf, from the first to the last group.
+
+        `wanted`, a collection of leaves, restricts them, and what is computed, to those.
+        """
         x = self.features(x, training, dropout_seed)
         if not self.num_branches:
             x = tf.nn.relu(self.unit_last.bn(x, training))
@@ -330,7 +333,8 @@ class Branch(tf.Module):
             return [self.logits.fc(self.dropout(x, training, dropout_seed))]
         logits = []
         for branch, part in zip(self.branches, self.fork(x), strict=True):
-            logits += branch.leaf_logits(part, training, dropout_seed)
+            if wanted is None or any(leaf in wanted for leaf in branch.leaves()):
+                logits += branch.leaf_logits(part, training, dropout_seed, wanted)
         return logits
 
 
@@ -438,8 +442,8 @@ def _path(layer: tf.Module) -> str:
     return layer.variables[0].name.rpartition("/")[0]
 
 
-def count(net: ResNet | SplitResNet) -> tuple[int, int]:
-    """Weights and FLOPs per image of either network.
+def count(net: Branch) -> tuple[int, int]:
+    """Weights and FLOPs per image of either network, or of one branch and what is behind it.
 
     Convolution kernels, fully connected weights and biases; 2 FLOPs per multiply-add, (in + 1) *
     out * 2 for the fully connected layer. WRN-16-8: (11000340, 3096383688).

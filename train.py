@@ -318,6 +318,12 @@ def evaluate(predict, images, labels, batch_size: int) -> Evaluation:
     return Evaluation(confusion, cross_entropy / len(labels), seconds)
 
 
+def default_device() -> str:
+    """Name of the device that TensorFlow uses where none is named."""
+    gpus = tf.config.list_logical_devices("GPU")
+    return "/GPU:0" if gpus else "/CPU:0"
+
+
 def result(net, evaluation: Evaluation, **about) -> dict:
     """What result.json says of a network and its evaluation (`about`: dataset, split, step ...)."""
     weights, flops = resnet.count(net)
@@ -675,7 +681,7 @@ def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
         step=loop.step,
         precision=flags.precision,
         placement="single",
-        devices=[device.name for device in tf.config.list_logical_devices()],
+        devices=[default_device()],
         **about,
     )
     if best:

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, fails, grouped_net, inside, write_data
+from conftest import ROOT, fails, grouped_net, images, inside, python, write_data
 
 import cifar100
 import eval as evaluation
@@ -47,8 +47,8 @@ def test_result_of_a_tree(checkpoints, data_dir, tmp_path):
     out = evaluate(run, data_dir, "--output_file", file, "--batch_size", 100)
     result = utils.read_json(os.path.join(run, "eval", "result.json"))
     tree, _ = resnet.from_checkpoint(utils.read_checkpoint(checkpoints["tree"]))
-    images, labels = cifar100.load(data_dir, "test")
-    predictions = np.argmax(tree(cifar100.standardize(images)), axis=1)
+    pictures, labels = cifar100.load(data_dir, "test")
+    predictions = np.argmax(tree(cifar100.standardize(pictures)), axis=1)
     assert result["num_examples"] == 230 and result["correct"] == (predictions == labels).sum()
     assert result["accuracy"] == result["correct"] / 230
     assert result["error"] == 1 - result["accuracy"]
@@ -138,3 +138,60 @@ def test_group_accuracies():
     confusion = np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]])
     groups = [np.array([0, 1]), np.array([2])]
     assert evaluation.group_accuracies(confusion, groups) == [5 / 8, 0.0]
+
+
+# ---------------------------------------------------------------- devices
+
+PLACED = [
+    ("single", "/CPU:1"),
+    ("hybrid", "/CPU:0,/CPU:1"),
+    ("branch", "/CPU:0,/CPU:1,/CPU:2,/CPU:3"),
+]
+
+
+@pytest.mark.parametrize("placement, devices", PLACED)
+def test_predictions_do_not_depend_on_the_placement(
+    placement, devices, checkpoints, data_dir, tmp_path
+):
+    """In a process of its own: logical devices are made before TensorFlow's first operation."""
+    evaluate(checkpoints["tree"], data_dir, "--eval_dir", tmp_path / "here")
+    flags = ["--placement", placement, "--devices", devices, "--eval_dir", tmp_path / "there"]
+    flags += ["--checkpoint", checkpoints["tree"], "--data_dir", data_dir, "--batch_size", 33]
+    done = python("eval.py", *flags)
+    assert done.returncode == 0, done.stderr
+    here, there = (utils.read_json(tmp_path / name / "result.json") for name in ("here", "there"))
+    assert here["confusion_matrix"] == there["confusion_matrix"]
+    assert here["cross_entropy"] == pytest.approx(there["cross_entropy"], rel=1e-5)
+    assert there["placement"] == placement and there["devices"] == devices.split(",")
+
+
+def test_each_device_computes_its_own_branches_only():
+    tree = resnet.split(grouped_net((2, 4, 8)))
+    placed = evaluation.PlacedTree(tree, ["/CPU:0"] * 2, hybrid=False)
+    classes = [np.concatenate([leaf.classes for leaf in leaves]) for leaves in placed.leaves]
+    assert sorted(np.concatenate(classes)) == list(range(100))
+    np.testing.assert_allclose(placed(images()), tree(images()), rtol=1e-5, atol=1e-6)
+    for copy, leaves, own in zip(placed.copies, placed.leaves, classes, strict=True):
+        with tf.GradientTape() as tape:
+            logits = tf.concat(copy.leaf_logits(images(), wanted=leaves), axis=1)
+        assert logits.shape == (4, len(own))
+        grads = tape.gradient(logits, copy.trainable_variables)
+        read = {
+            v.ref() for v, g in zip(copy.trainable_variables, grads, strict=True) if g is not None
+        }
+        for leaf in copy.leaves():
+            assert (leaf.logits.fc.weights.ref() in read) == (leaf in leaves)
+
+
+def test_devices_that_are_refused(checkpoints, data_dir):
+    tree = ("--checkpoint", checkpoints["tree"], "--data_dir", data_dir)
+    for flags, says in [
+        (("--placement", "branch"), "branch and hybrid take several"),
+        (("--devices", "/CPU:0,/CPU:1"), "single takes one"),
+    ]:
+        fails("eval.py", *tree, *flags, says=says, status=2)
+    done = python("eval.py", *tree, "--devices", "/GPU:7")
+    assert done.returncode == 1 and "/GPU:7 is not there: there are /CPU:0" in done.stderr
+    flags = ("--placement", "hybrid", "--devices", "/CPU:0,/CPU:1")
+    done = python("eval.py", "--checkpoint", checkpoints["dense"], "--data_dir", data_dir, *flags)
+    assert done.returncode == 1 and "only a tree has branches" in done.stderr
