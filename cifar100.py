@@ -33,6 +33,8 @@ def describe(data_dir: str) -> dict:
             description = json.load(file)
         good = isinstance(description["dataset"], str) and isinstance(description["counts"], dict)
         problem = "" if good else "dataset and counts are not what they should be"
+    except NotADirectoryError:
+        raise ValueError(f"{data_dir} is a file: name the folder of the data set") from None
     except OSError:
         raise ValueError(f"no data set in {data_dir}: {GET_DATA.format(data_dir)}") from None
     except (ValueError, KeyError, TypeError) as error:

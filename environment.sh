@@ -6,7 +6,7 @@ make_environment() {
     local here=$1 requirements=("${@:2}") base stamp stamped
     base=${PYTHON:-python3}
     if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-        echo "Python 3.10 or newer is needed, '$base' is not: set PYTHON=/path/to/python3" >&2
+        echo "Python 3.10 or newer is needed; '$base' is missing or older: set PYTHON" >&2
         return 1
     fi
     stamp=$(cat "${requirements[@]}" | cksum)

@@ -32,7 +32,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         "--checkpoint",
         help="run directory (its newest checkpoint) or model.ckpt-STEP",
     )
-    add("--data_dir", default="data/cifar100", help="where download_cifar100.py put the data")
+    add("--data_dir", default="data/cifar100", help="the data set (default: data/cifar100)")
     add("--split", default="test", choices=cifar100.SPLITS, help="images to use (default: test)")
     add(
         "--batch_size",
@@ -188,7 +188,10 @@ def place(net: resnet.ResNet | resnet.SplitResNet, devices: Sequence[str], place
 
 def load_network(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.SplitResNet, dict]:
     """The network of a checkpoint, and what that says of itself (stage, seed, step ...)."""
-    tensors = utils.read_checkpoint(path)
+    try:
+        tensors = utils.read_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: name an older model.ckpt-STEP of the run") from None
     net, description = train.load_network(path, tensors)
     if masked:
         if not isinstance(net, resnet.ResNet) or max(net.config.groups) == 1:
@@ -265,7 +268,14 @@ def output_files(flags: argparse.Namespace, checkpoint: str) -> tuple[str, str]:
     parts = ["eval", *(["mask"] if flags.mask else [])]
     parts += [flags.split] if flags.split != "test" else []
     directory = flags.eval_dir or os.path.join(os.path.dirname(checkpoint), "_".join(parts))
-    os.makedirs(directory, exist_ok=True)
+    if os.path.isdir(flags.output_file):
+        raise ValueError(f"--output_file {flags.output_file} is a folder: name a file in it")
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{directory} cannot be made ({error.strerror}): name another --eval_dir"
+        ) from None
     for flag, folder in [("eval_dir", directory), ("output_file", flags.output_file)]:
         folder = os.path.dirname(folder) or "." if flag == "output_file" else folder
         if not os.access(folder, os.W_OK):

@@ -10,6 +10,11 @@ CHECKPOINT=${CHECKPOINT:-$HERE/runs/$PRESET/split}
 VENV=$HERE/.venv/bin/python
 PYTHON=${PYTHON:-$([ -x "$VENV" ] && echo "$VENV" || echo python3)}
 
+case $PRESET in
+paper | cpu | smoke) ;;
+*) echo "eval.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
+esac
+
 exec "$PYTHON" "$HERE/eval.py" \
     --data_dir "$DATA_DIR" \
     --checkpoint "$CHECKPOINT" \

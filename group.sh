@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Learn the groups: train a Wide ResNet together with the matrices that assign its classes and
 # features to groups. Edit the flags here; flags on the command line override them:
-#   PRESET=smoke ./group.sh --max_steps 20 --k 1
+#   PRESET=smoke TRAIN_DIR=runs/try ./group.sh --max_steps 20 --k 1.5
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-PRESET=${PRESET:-paper} # paper: published schedule; cpu: two cores, about an hour; smoke: minutes
+PRESET=${PRESET:-paper} # paper: published schedule; cpu: two cores, an hour; smoke: minutes
 DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 TRAIN_DIR=${TRAIN_DIR:-$HERE/runs/$PRESET/group}
 VENV=$HERE/.venv/bin/python

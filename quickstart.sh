@@ -36,6 +36,11 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ -z "$ARCHIVE" ] || [ -z "$SYNTHETIC" ] || fail "--archive and --synthetic exclude each other"
+[ -z "$ARCHIVE" ] || [ -f "$ARCHIVE" ] || fail "there is no archive '$ARCHIVE'"
+case $PRESET in
+paper | cpu | smoke) ;;
+*) fail "PRESET is paper, cpu or smoke, not '$PRESET'" ;;
+esac
 
 # shellcheck source=environment.sh
 source "$HERE/environment.sh"
@@ -46,24 +51,31 @@ get_data() {
     "$PYTHON" "$HERE/download_cifar100.py" --dataset_path "$DATA_DIR" "$@"
 }
 
+notice_synthetic() {
+    if grep -q '"dataset": "synthetic"' "$DATA_DIR/split.json" 2>/dev/null; then
+        echo "NOTICE: $DATA_DIR holds the SYNTHETIC data set, not CIFAR-100. To change that:" >&2
+        echo "NOTICE: rm -r '$DATA_DIR' '$RUNS', then $0, with --archive FILE if you have it" >&2
+    fi
+}
+
 echo "== data: $DATA_DIR"
+status=0
 if [ -n "$ARCHIVE" ]; then
-    get_data --archive "$ARCHIVE"
+    get_data --archive "$ARCHIVE" || status=$?
 elif [ -n "$SYNTHETIC" ]; then
-    get_data --synthetic
+    get_data --synthetic || status=$?
 elif [ -e "$DATA_DIR/split.json" ]; then
     echo "using the data set that is there"
 else
-    status=0
     get_data || status=$?
     if [ "$status" -eq 3 ]; then
-        echo "NOTICE: no network, so what follows uses a SYNTHETIC data set, not CIFAR-100." >&2
-        echo "NOTICE: once you have the archive: rm -r '$DATA_DIR' '$RUNS'; $0 --archive FILE" >&2
-        get_data --synthetic
-    elif [ "$status" -ne 0 ]; then
-        exit "$status"
+        echo "NOTICE: no network, so a synthetic data set is drawn instead" >&2
+        status=0
+        get_data --synthetic || status=$?
     fi
 fi
+notice_synthetic
+[ "$status" -eq 0 ] || exit "$status"
 
 echo "== group.sh: learn the groups ($PRESET)"
 TRAIN_DIR=$RUNS/group "$HERE/group.sh"

@@ -86,9 +86,13 @@ def main(argv: Sequence[str]) -> int:
         path = os.path.join(flags.run, file)
         if not os.path.exists(path):
             raise ValueError(
-                f"{path} is missing: run quickstart.sh, or eval.py with that --eval_dir"
+                f"{path} is missing: run quickstart.sh, or eval.py with --checkpoint RUN/group, "
+                "the same with --mask, and RUN/split"
             )
-        results[name] = utils.read_json(path)
+        try:
+            results[name] = utils.read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{error}: run eval.py again") from None
     try:
         print(summary(results, cifar100.describe(flags.data_dir)))
     except KeyError as error:

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Cut the grouped network of group.sh into its tree, and finetune the tree.
 # Edit the flags here; flags on the command line override them:
-#   PRESET=smoke ./split.sh --max_steps 20
+#   PRESET=smoke TRAIN_DIR=runs/try_split ./split.sh --max_steps 20
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-PRESET=${PRESET:-paper} # paper: published schedule; cpu: two cores, about an hour; smoke: minutes
+PRESET=${PRESET:-paper} # paper: published schedule; cpu: two cores, an hour; smoke: minutes
 DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 BASEMODEL=${BASEMODEL:-$HERE/runs/$PRESET/group}
 TRAIN_DIR=${TRAIN_DIR:-$HERE/runs/$PRESET/split}

@@ -5,9 +5,8 @@
     split      cut the grouped network (--basemodel) into its tree and finetune that
 
 The same command goes on after an interruption, and ends with what it would have ended with. What a
-run starts from is
-printed: the newest checkpoint in --train_dir, else --checkpoint, else the weights of --basemodel,
-else new weights.
+run starts from is printed: the newest checkpoint in --train_dir, else --checkpoint, else the
+weights of --basemodel, else new weights.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from typing import NoReturn
@@ -367,7 +365,7 @@ def restore_state(path: str, tensors, flags: argparse.Namespace, about: dict) ->
     if description.get("stage") != flags.stage:
         raise ValueError(
             f"{path} is of stage {description.get('stage')}, not {flags.stage}: name another "
-            "--train_dir"
+            "--train_dir or --checkpoint, or start from its weights with --basemodel"
         )
     _check_network(path, net.config, flags, also=("bn_no_scale",))
     _check_dataset(path, description, flags, about)
@@ -653,12 +651,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _say_changes(path: str, flags: argparse.Namespace) -> None:
-    """Tell which flags differ from those of the run's last start: its numbers will, too."""
-    if not os.path.exists(path):
+    """Tell which flags that numbers depend on differ from those of the run's last start."""
+    try:
+        before = utils.read_json(path).get("flags", {})
+    except (OSError, ValueError) as error:
+        print(f"the flags of the last start are not known: {error}")
         return
-    before = utils.read_json(path).get("flags", {})
+    same_numbers = ("train_dir", "data_dir", "display", "keep", "preset", "basemodel", "checkpoint")
     for name, value in json.loads(json.dumps(vars(flags))).items():
-        if name in before and before[name] != value:
+        if name not in same_numbers and name in before and before[name] != value:
             print(f"changed since the last start: --{name} {before[name]} -> {value}")
 
 

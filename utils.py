@@ -287,6 +287,7 @@ class Run:
         self.directory, self.keep = directory, keep
         self.metrics: list[dict] = []
         self._events = None
+        self._new = not os.path.exists(directory)
         try:
             os.makedirs(directory, exist_ok=True)
             self._lock = open(self.path("lock"), "w")  # noqa: SIM115, held as long as the run
@@ -309,6 +310,9 @@ class Run:
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+        if self._new and os.listdir(self.directory) == ["lock"]:  # refused before it began
+            os.remove(self.path("lock"))
+            os.rmdir(self.directory)
         self._lock.close()
 
     def __enter__(self) -> Run:

@@ -118,7 +118,7 @@ def test_presets_are_valid(script, preset, tmp_path):
 
 
 def test_unknown_preset():
-    for script in ("group.sh", "split.sh"):
+    for script in ("group.sh", "split.sh", "eval.sh", "quickstart.sh"):
         done = run_script(script, PRESET="huge", check=False)
         assert done.returncode == 2 and "PRESET is paper, cpu or smoke" in done.stderr
 

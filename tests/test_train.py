@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,8 +133,10 @@ def test_restore_order_is_printed(runs, tmp_path, data_dir):
     again = run("group", runs["group"], data_dir, **flags)
     assert f"going on from {runs['group']}/model.ckpt-6, step 6" in again
     assert "changed since" not in again
-    again = run("group", runs["group"], data_dir, **(flags | {"display": 3}))
-    assert "changed since the last start: --display 2 -> 3" in again
+    again = run("group", runs["group"], data_dir, **(flags | {"l2_weight": 0.001}))
+    assert "changed since the last start: --l2_weight 0.0001 -> 0.001" in again
+    (Path(runs["group"]) / "config.json").write_text("")
+    assert "of the last start are not known" in run("group", runs["group"], data_dir, **flags)
     flags["checkpoint"] = os.path.join(runs["group"], "model.ckpt-4")
     other = run("group", str(tmp_path / "r"), data_dir, **flags)
     assert "model.ckpt-4 (--checkpoint)" in other
@@ -235,6 +238,7 @@ def refused(stage, train_dir, data_dir, says, **flags):
     before = contents(train_dir)
     fails("train.py", *train_flags(stage, train_dir, data_dir, **flags), says=says)
     assert contents(train_dir) == before
+    assert before or not os.path.exists(train_dir)  # no litter
 
 
 def test_missing_data(tmp_path):
