@@ -1,6 +1,7 @@
 """Tests of download_cifar100.py: no network but 127.0.0.1, no real data but one optional test."""
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import http.server
@@ -291,7 +292,11 @@ def test_signals_end_in_one_line_and_keep_the_part(number, code, tmp_path):
     with serve(hangs) as (url, _):
         command = [sys.executable, "download_cifar100.py", "--dataset_path", tmp_path, "--url", url]
         pipe = subprocess.PIPE
-        with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        # A test run in the background would pass on that SIGINT is ignored.
+        restore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=restore
+        ) as process:
             part, deadline = tmp_path / (dl.ARCHIVE_NAME + ".part"), time.monotonic() + 20
             while not (part.exists() and part.stat().st_size):
                 assert time.monotonic() < deadline and process.poll() is None
