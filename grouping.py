@@ -27,19 +27,6 @@ LEVELS = (2, 3, 4)  # the levels that can be split: unit_2, unit_3, logits
 # ---------------------------------------------------------------- which groups are possible
 
 
-def parse_groups(text: str) -> tuple[int, ...]:
-    """`'2-4-4'` -> `(2, 4, 4)`: unit_2, unit_3, logits."""
-    try:
-        groups = tuple(int(part) for part in text.split("-"))
-    except ValueError:
-        groups = ()
-    if len(groups) != len(LEVELS):
-        raise ValueError(
-            f"groups are three numbers such as 2-4-4 (unit_2-unit_3-logits), not {text!r}"
-        )
-    return groups
-
-
 def format_groups(groups: Sequence[int]) -> str:
     """`(2, 4, 4)` -> `'2-4-4'`."""
     return "-".join(str(g) for g in groups)

@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from typing import NoReturn
@@ -634,7 +635,7 @@ def main(argv: Sequence[str]) -> int:
             f"{len(data['train'][1]):,} training images ({about['dataset']}); {utils.hardware()}"
         )
         loop = Loop(flags, run, trainer, data)
-        if step:
+        if step and os.path.exists(run.path("config.json")):
             _say_changes(run.path("config.json"), flags)
         utils.write_json(run.path("config.json"), {
             "flags": vars(flags),
@@ -654,7 +655,7 @@ def _say_changes(path: str, flags: argparse.Namespace) -> None:
     """Tell which flags that numbers depend on differ from those of the run's last start."""
     try:
         before = utils.read_json(path).get("flags", {})
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         print(f"the flags of the last start are not known: {error}")
         return
     same_numbers = ("train_dir", "data_dir", "display", "keep", "preset", "basemodel", "checkpoint")

@@ -105,8 +105,7 @@ def number(kind: type, low=None, high=None, above=None, below=None) -> Callable[
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Run a script: what goes wrong in a foreseen way ends in one line and a status that is not
-    0."""
+    """Run a script; what goes wrong in a foreseen way ends in one line and status 1."""
     name = os.path.basename(sys.argv[0])
     try:
         status = main(sys.argv[1:])
@@ -250,8 +249,9 @@ def find_checkpoint(path: str) -> str:
 
 
 def read_checkpoint(path: str) -> dict[str, np.ndarray]:
-    """Every tensor of a checkpoint by its plain name (`net/unit_1_0/conv_1/kernel`, or TensorFlow
-    1's).
+    """Every tensor of a checkpoint, ours or TensorFlow 1's, by its plain name.
+
+    Ours have names such as `net/unit_1_0/conv_1/kernel`, TensorFlow 1's lack the `net/`.
 
     Raises:
         ValueError: it cannot be read; says what failed.
@@ -324,8 +324,7 @@ class Run:
     # metrics
 
     def resume_metrics(self, step: int) -> None:
-        """Keep the metrics up to `step`; drop what a stopped run had logged beyond its
-        checkpoint."""
+        """Keep the metrics up to `step`; drop what was logged beyond that checkpoint."""
         self.metrics = []
         with contextlib.suppress(FileNotFoundError), open(self.path("metrics.jsonl")) as file:
             for line in file:

@@ -43,7 +43,7 @@ def reference_trainer(reference):
     gammas = [float(g) for g in words["gammas"].strip("()").split(",")]
     config = resnet.NetworkConfig(
         k=int(words["k"]),
-        groups=grouping.parse_groups(words["groups"]),
+        groups=tuple(int(g) for g in words["groups"].split("-")),
         bn_no_scale=words["bn_no_scale"] == "True",
     )
     net = resnet.ResNet(config)

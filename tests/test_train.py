@@ -139,7 +139,7 @@ def test_restore_order_is_printed(runs, tmp_path, data_dir):
     assert "of the last start are not known" in run("group", runs["group"], data_dir, **flags)
     flags["checkpoint"] = os.path.join(runs["group"], "model.ckpt-4")
     other = run("group", str(tmp_path / "r"), data_dir, **flags)
-    assert "model.ckpt-4 (--checkpoint)" in other
+    assert "model.ckpt-4 (--checkpoint)" in other and "last start" not in other
 
 
 def test_grouping_starts_from_the_baselines_weights(runs):
