@@ -327,8 +327,6 @@ class Partition:
 
     def outputs(self, level: int, group: int) -> np.ndarray:
         """Channels that the group computes, its sub-groups' one after the other."""
-        if self.groups[level] == 1:  # the trunk keeps the dense network's order
-            return np.arange(self.config.features(level))
         return np.concatenate([self.inputs(level + 1, g) for g in self.children(level, group)])
 
     def classes(self, group: int) -> np.ndarray:
