@@ -2,7 +2,8 @@
 
 A tree (stage split), a dense network (baseline, group) or a TensorFlow 1 checkpoint of the
 published code. `--mask` evaluates a grouped dense network with every weight between different
-groups at zero: what the tree is right after the cut. `--placement` spreads a tree over devices.
+groups at zero: what the tree is right after the cut. `--placement` spreads a tree over the devices
+of this machine (`--devices`) or of others (`--cluster`), each of which runs `eval.py --worker`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ import tensorflow as tf
 from six.moves import cPickle as pickle
 
 import cifar100
+import placement
 import resnet
 import train
-
-PLACEMENTS = ("single", "branch", "hybrid")
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Flags of an evaluation; a mistake ends the program with one line."""
-    parser = utils.FlagParser(__doc__.partition("\n")[0], needed=("checkpoint",))
+    parser = utils.FlagParser(__doc__.partition("\n")[0])
     add = parser.add_argument
     add(
         "--checkpoint",
@@ -48,8 +48,18 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         default="",
         help="where result.json goes (default: eval/, eval_mask/ ... beside the checkpoint)",
     )
-    add("--placement", default="single", choices=PLACEMENTS, help="of a tree's branches on devices")
+    add("--jit_compile", type=utils.boolean, nargs="?", const=True, default=False,
+        help="compile with XLA, on one device (slower than the default on CPUs)")  # fmt: skip
+    add(
+        "--placement",
+        default="single",
+        choices=placement.PLACEMENTS,
+        help="of a tree's branches on devices (default: single)",
+    )
     add("--devices", default="", help="such as /GPU:0,/GPU:1 (default: TensorFlow's first)")
+    add("--cluster", default="", help="compute on the workers at host:port,host:port instead")
+    add("--worker", type=utils.number(int, low=1, high=2**16 - 1), metavar="PORT",
+        help="serve this machine to --cluster on a port; takes no other flag")  # fmt: skip
     add(
         "--output_file",
         default="",
@@ -57,130 +67,29 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     flags = parser.parse_args(argv)
     flags.devices = [name for name in flags.devices.split(",") if name]
-    if (flags.placement == "single") != (len(flags.devices) < 2):
-        parser.error(
-            f"--placement {flags.placement} and {len(flags.devices)} --devices: single takes one "
-            "at most, branch and hybrid take several"
-        )
+    flags.cluster = [address for address in flags.cluster.split(",") if address]
+    _check_flags(parser, flags, argv)
     return flags
 
 
-# ---------------------------------------------------------------- devices
-
-
-def find_devices(names: Sequence[str]) -> list[str]:
-    """TensorFlow's names of devices; CPUs beyond the first are made, as logical devices.
-
-    Raises:
-        ValueError: one of them is not there; names those that are.
-    """
-    try:
-        specs = [tf.DeviceSpec.from_string(name) for name in names]
-        wanted = [(spec.device_type, spec.device_index or 0) for spec in specs]
-    except ValueError:
-        raise ValueError(f"--devices are names such as /GPU:0, got {','.join(names)}") from None
-    cpus = 1 + max((index for kind, index in wanted if kind == "CPU"), default=0)
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * cpus
-    )
-    there = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices()]
-    for (kind, index), name in zip(wanted, names, strict=True):
-        if f"{kind}:{index}" not in there:
-            raise ValueError(f"device {name} is not there: there are /{', /'.join(there)}")
-    if len(set(wanted)) < len(wanted):
-        raise ValueError(f"--devices {','.join(names)} name a device twice")
-    return [f"/{kind}:{index}" for kind, index in wanted]
-
-
-def copy_to(device: str, net: resnet.ResNet | resnet.SplitResNet):
-    """The same network with its variables on another device."""
-    with tf.device(device):
-        copy = resnet.build(resnet.describe(net))
-        resnet.load_weights(copy, {resnet.name_of(v): v.numpy() for v in net.variables})
-    return copy
-
-
-class PlacedTree:
-    """A tree on several devices, called as the tree is.
-
-    `branch`: each device computes the trunk and its own branches for the whole batch, and only
-    logits travel (the paper's scheme). `hybrid`: each device computes the trunk for its share of
-    the batch, the features are exchanged once, and each computes its own branches for the whole
-    batch. Neighbouring leaves share a device where there are fewer devices.
-
-    Raises:
-        ValueError: the network has no branches.
-    """
-
-    def __init__(self, tree: resnet.SplitResNet, devices: Sequence[str], hybrid: bool):
-        if not tree.num_branches:
-            raise ValueError(
-                "only a tree has branches to place: run split.sh, or --placement single"
-            )
-        self.devices, self.hybrid = devices, hybrid
-        self.copies = [copy_to(device, tree) for device in devices]
-        owners = self._owners(tree)
-        self.leaves = [
-            [leaf for leaf, owner in zip(copy.leaves(), owners, strict=True) if owner == number]
-            for number, copy in enumerate(self.copies)
-        ]
-
-    def _owners(self, tree: resnet.SplitResNet) -> list[int]:
-        """Number of the device of each leaf: runs of neighbours with about equal FLOPs."""
-        flops = np.array([
-            resnet.count(branch)[1] / len(list(branch.leaves()))
-            for branch in tree.branches
-            for _ in branch.leaves()
-        ])  # fmt: skip
-        middle = np.cumsum(flops) - flops / 2
-        return (middle / flops.sum() * len(self.devices)).astype(int).tolist()
-
-    def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Logits float32 `[B, num_classes]` of images `[B, 32, 32, 3]`."""
-        logits = self._hybrid(images) if self.hybrid else self._branch(images)
-        with tf.device(self.devices[0]):
-            return self.copies[0].in_label_order(logits)
-
-    def _branch(self, images) -> list[tf.Tensor]:
-        logits = []
-        for device, copy, leaves in zip(self.devices, self.copies, self.leaves, strict=True):
-            if leaves:
-                with tf.device(device):
-                    logits += copy.leaf_logits(tf.identity(images), wanted=leaves)
-        return logits
-
-    def _hybrid(self, images) -> list[tf.Tensor]:
-        number, batch = len(self.devices), tf.shape(images)[0]
-        sizes = [(batch + i) // number for i in range(number)]
-        shares = []  # of each device: what every branch reads, for a part of the batch
-        for device, copy, part in zip(
-            self.devices, self.copies, tf.split(images, sizes, num=number), strict=True
-        ):
-            with tf.device(device):
-                shares.append(copy.fork(copy.features(tf.identity(part))))
-        logits = []
-        for device, copy, leaves in zip(self.devices, self.copies, self.leaves, strict=True):
-            for place, branch in enumerate(copy.branches):
-                if any(leaf in leaves for leaf in branch.leaves()):
-                    with tf.device(device):
-                        x = tf.concat([share[place] for share in shares], axis=0)
-                        logits += branch.leaf_logits(x, wanted=leaves)
-        return logits
-
-
-def place(net: resnet.ResNet | resnet.SplitResNet, devices: Sequence[str], placement: str):
-    """`net` itself, or something that is called like it and computes on the given devices."""
-    if placement != "single":
-        return PlacedTree(net, devices, hybrid=placement == "hybrid")
-    if not devices:
-        return net
-    copy = copy_to(devices[0], net)
-
-    def on_device(images):
-        with tf.device(devices[0]):
-            return copy(images)
-
-    return on_device
+def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Contradictions between flags."""
+    if flags.worker:
+        if len(argv) > len(["--worker", "PORT"]):
+            parser.error("--worker takes no other flag: name the checkpoint where --cluster is")
+        return
+    if not flags.checkpoint:
+        parser.error("--checkpoint is needed: a run directory or model.ckpt-STEP")
+    if flags.devices and flags.cluster:
+        parser.error("--devices are of this machine, --cluster's are of others: leave one out")
+    places = len(flags.devices) + len(flags.cluster)
+    if (flags.placement == "single") != (places < 2):
+        parser.error(
+            f"--placement {flags.placement} and {places} devices or workers: single takes one "
+            "at most, branch and hybrid take several"
+        )
+    if flags.jit_compile and (flags.cluster or places > 1):
+        parser.error("--jit_compile compiles for one device of this machine: leave it out")
 
 
 # ---------------------------------------------------------------- evaluation
@@ -221,10 +130,14 @@ def write_pickle(path: str, evaluation: train.Evaluation, test_time: float) -> N
         pickle.dump(values, file, protocol=2)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int | None:
     flags = parse_flags(argv)
+    if flags.worker:
+        return placement.serve(flags.worker)
     path = utils.find_checkpoint(flags.checkpoint)
-    devices = find_devices(flags.devices) if flags.devices else []
+    devices = placement.find_devices(flags.devices) if flags.devices else []
+    if flags.cluster:
+        devices = placement.connect(flags.cluster)
     net, about = load_network(path, flags.mask)
     dataset = cifar100.describe(flags.data_dir)["dataset"]
     if about["dataset"] not in (None, dataset):
@@ -234,9 +147,14 @@ def main(argv: Sequence[str]) -> int:
         )
     images, labels = cifar100.load(flags.data_dir, flags.split)
     result_file, output_file = output_files(flags, path)
-    predict = train.predictor(place(net, devices, flags.placement), flags.precision)
-    start = time.perf_counter()
-    evaluation = train.evaluate(predict, images, labels, flags.batch_size)
+    with placement.Watch(flags.cluster, devices if flags.cluster else []):
+        try:
+            placed = placement.place(net, devices, flags.placement)
+            predict = train.predictor(placed, flags.precision, flags.jit_compile)
+            start = time.perf_counter()
+            evaluation = train.evaluate(predict, images, labels, flags.batch_size)
+        except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+            raise ValueError(placement.lost(flags.cluster, error)) from None
     test_time = time.perf_counter() - start
     about |= {
         "dataset": dataset,
@@ -245,7 +163,8 @@ def main(argv: Sequence[str]) -> int:
         "masked": flags.mask,
         "precision": flags.precision,
         "placement": flags.placement,
-        "devices": devices or [train.default_device()],
+        "devices": devices or [placement.default_device()],
+        "cluster": flags.cluster,
     }
     values = train.result(net, evaluation, **about)
     groups = [np.array(classes, int) for classes in values["group_classes"]]

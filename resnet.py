@@ -214,7 +214,7 @@ class Block(tf.Module):
         if first and (stride > 1 or len(inputs) != len(outputs)):
             self.shortcut = Conv(f"{name}/shortcut", 1, inputs, outputs, resolution, stride, seed)
 
-    def __call__(self, x, training, dropout_seed):
+    def __call__(self, x, training=False, dropout_seed=None):
         h = tf.nn.relu(self.bn_1(x, training))
         h = self.dropout_1(h, training, dropout_seed)
         y = tf.nn.relu(self.bn_2(self.conv_1(h), training))
@@ -308,20 +308,29 @@ class Branch(tf.Module):
         for branch in self.branches:
             yield from branch.leaves()
 
-    def layers(self) -> Iterator[Conv | BatchNorm | Linear]:
-        """Every layer that holds weights, here and behind the fork."""
-        for module in self.submodules:
-            if isinstance(module, Conv | BatchNorm | Linear):
-                yield module
+    @property
+    def blocks(self) -> list[Block]:
+        """This branch's own blocks, in order."""
+        levels = range(self.first_level, self.last_level + 1)
+        return [block for level in levels for block in self.stage(level)]
+
+    def own_flops(self) -> int:
+        """FLOPs per image of this branch's own layers, without what is behind its fork."""
+        return count(self)[1] - sum(count(branch)[1] for branch in self.branches)
 
     def features(self, x, training=False, dropout_seed=None):
         """This branch's own blocks: images or features in, features `[B, H, W, C]` out."""
         if self.first_level == 1:
             x = self.init_conv(x)
-        for level in range(self.first_level, self.last_level + 1):
-            for block in self.stage(level):
-                x = block(x, training, dropout_seed)
+        for block in self.blocks:
+            x = block(x, training, dropout_seed)
         return x
+
+    def head(self, x, training=False, dropout_seed=None):
+        """Features `[B, H, W, C]` to the logits `[B, K]` of a branch that does not fork."""
+        x = tf.nn.relu(self.unit_last.bn(x, training))
+        x = tf.reduce_mean(tf.cast(x, tf.float32), axis=(1, 2))  # (B, C)
+        return self.logits.fc(self.dropout(x, training, dropout_seed))
 
     def fork(self, x) -> list[tf.Tensor]:
         """What each branch behind the fork reads of the features `[B, H, W, C]`."""
@@ -334,9 +343,7 @@ class Branch(tf.Module):
         """
         x = self.features(x, training, dropout_seed)
         if not self.num_branches:
-            x = tf.nn.relu(self.unit_last.bn(x, training))
-            x = tf.reduce_mean(tf.cast(x, tf.float32), axis=(1, 2))  # (B, C)
-            return [self.logits.fc(self.dropout(x, training, dropout_seed))]
+            return [self.head(x, training, dropout_seed)]
         logits = []
         for branch, part in zip(self.branches, self.fork(x), strict=True):
             if wanted is None or any(leaf in wanted for leaf in branch.leaves()):
@@ -373,8 +380,8 @@ class _Network(Branch):
     @property
     def decayed_variables(self) -> list[tf.Variable]:
         """Convolution kernels and fully connected weights, which weight decay applies to."""
-        layers = [layer for layer in self.layers() if not isinstance(layer, BatchNorm)]
-        return [x.weights if isinstance(x, Linear) else x.kernel for x in layers]
+        decayed = [layer for layer in layers(self) if not isinstance(layer, BatchNorm)]
+        return [x.weights if isinstance(x, Linear) else x.kernel for x in decayed]
 
 
 class ResNet(_Network):
@@ -420,9 +427,9 @@ def split(net: ResNet) -> SplitResNet:
         ValueError: a group is empty; names the indicator.
     """
     tree = SplitResNet(net.config, grouping.hard_assignments(net))
-    dense = {_path(layer): layer for layer in net.layers()}
-    for layer in tree.layers():
-        layer.cut(dense[re.sub(r"branch_\d+/", "", _path(layer))])
+    dense = {path_of(layer): layer for layer in layers(net)}
+    for layer in layers(tree):
+        layer.cut(dense[re.sub(r"branch_\d+/", "", path_of(layer))])
     return tree
 
 
@@ -443,18 +450,25 @@ def name_of(variable: tf.Variable) -> str:
     return variable.name.removesuffix(":0")
 
 
-def _path(layer: tf.Module) -> str:
-    """Name of a layer, which its variables bear."""
+def path_of(layer: Conv | BatchNorm | Linear) -> str:
+    """Name of a layer, which its variables bear, such as `unit_1_0/conv_1`."""
     return layer.variables[0].name.rpartition("/")[0]
 
 
-def count(net: Branch) -> tuple[int, int]:
-    """Weights and FLOPs per image of either network, or of one branch and what is behind it.
+def layers(module: tf.Module) -> Iterator[Conv | BatchNorm | Linear]:
+    """Every layer with weights in a network, a branch and what is behind it, a block, a layer."""
+    for part in (module, *module.submodules):
+        if isinstance(part, Conv | BatchNorm | Linear):
+            yield part
+
+
+def count(module: tf.Module) -> tuple[int, int]:
+    """Weights and FLOPs per image of a network, or of any part of it (see `layers`).
 
     Convolution kernels, fully connected weights and biases; 2 FLOPs per multiply-add, (in + 1) *
     out * 2 for the fully connected layer. WRN-16-8: (11000340, 3096383688).
     """
-    weights, flops = zip(*(layer.count() for layer in net.layers()), strict=True)
+    weights, flops = zip(*(layer.count() for layer in layers(module)), strict=True)
     return sum(weights), sum(flops)
 
 
@@ -534,6 +548,13 @@ def from_checkpoint(tensors: dict[str, np.ndarray], **changes) -> tuple[ResNet |
         raise ValueError(f"its description makes no network ({error!r})") from None
     load_weights(net, weights)
     return net, description
+
+
+def copy(net: ResNet | SplitResNet) -> ResNet | SplitResNet:
+    """The same network with variables of its own, on the device or in the strategy's scope."""
+    twin = build(describe(net))
+    load_weights(twin, {name_of(variable): variable.numpy() for variable in net.variables})
+    return twin
 
 
 def load_weights(net: ResNet | SplitResNet, tensors: dict[str, np.ndarray]) -> None:

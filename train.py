@@ -26,6 +26,7 @@ import tensorflow as tf
 
 import cifar100
 import grouping
+import placement
 import resnet
 
 STAGES = ("baseline", "group", "split")
@@ -284,13 +285,12 @@ class Evaluation:
         return self.correct / self.num_examples
 
 
-def predictor(net, precision: str = "float32"):
+def predictor(net, precision: str = "float32", jit_compile: bool = False):
     """`predict(images, labels)` -> predicted classes int64 `[B]` and the sum of cross entropies."""
+    pictures = tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3])
+    signature = [pictures, tf.TensorSpec([None], tf.int32)]
 
-    @tf.function(input_signature=[
-        tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3]),
-        tf.TensorSpec([None], tf.int32),
-    ])  # fmt: skip
+    @tf.function(input_signature=signature, jit_compile=jit_compile)
     def predict(images, labels):
         logits = net(tf.cast(images, DTYPES[precision]))
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
@@ -315,12 +315,6 @@ def evaluate(predict, images, labels, batch_size: int) -> Evaluation:
     timed = slice(1, None) if len(times) > 1 else slice(None)
     seconds = sum(times[timed]) / sum(sizes[timed])
     return Evaluation(confusion, cross_entropy / len(labels), seconds)
-
-
-def default_device() -> str:
-    """Name of the device that TensorFlow uses where none is named."""
-    gpus = tf.config.list_logical_devices("GPU")
-    return "/GPU:0" if gpus else "/CPU:0"
 
 
 def result(net, evaluation: Evaluation, **about) -> dict:
@@ -683,7 +677,7 @@ def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
         step=loop.step,
         precision=flags.precision,
         placement="single",
-        devices=[default_device()],
+        devices=[placement.default_device()],
         **about,
     )
     if best:

@@ -1,7 +1,13 @@
 """eval.py on every kind of checkpoint, its files, and what it refuses."""
 
+import contextlib
 import os
 import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +16,7 @@ from conftest import ROOT, fails, grouped_net, images, inside, python, write_dat
 
 import cifar100
 import eval as evaluation
+import placement
 import resnet
 import train
 import utils
@@ -167,7 +174,7 @@ def test_predictions_do_not_depend_on_the_placement(
 
 def test_each_device_computes_its_own_branches_only():
     tree = resnet.split(grouped_net((2, 4, 8)))
-    placed = evaluation.PlacedTree(tree, ["/CPU:0"] * 2, hybrid=False)
+    placed = placement.PlacedTree(tree, ["/CPU:0"] * 2, hybrid=False)
     classes = [np.concatenate([leaf.classes for leaf in leaves]) for leaves in placed.leaves]
     assert sorted(np.concatenate(classes)) == list(range(100))
     np.testing.assert_allclose(placed(images()), tree(images()), rtol=1e-5, atol=1e-6)
@@ -195,3 +202,95 @@ def test_devices_that_are_refused(checkpoints, data_dir):
     flags = ("--placement", "hybrid", "--devices", "/CPU:0,/CPU:1")
     done = python("eval.py", "--checkpoint", checkpoints["dense"], "--data_dir", data_dir, *flags)
     assert done.returncode == 1 and "only a tree has branches" in done.stderr
+
+
+# ---------------------------------------------------------------- other machines
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def workers(number):
+    """Processes of `eval.py --worker` that have said that they serve, and their addresses."""
+    ports = [free_port() for _ in range(number)]
+    command = [sys.executable, os.path.join(ROOT, "eval.py"), "--worker"]
+    started = [
+        subprocess.Popen([*command, str(port)], stdout=subprocess.PIPE, text=True) for port in ports
+    ]
+    try:
+        for process in started:
+            assert process.stdout.readline().startswith("serving")
+        yield started, ",".join(f"127.0.0.1:{port}" for port in ports)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def test_workers_of_a_cluster_predict_the_same(checkpoints, data_dir, tmp_path):
+    evaluate(checkpoints["tree"], data_dir, "--eval_dir", tmp_path / "here")
+    here = utils.read_json(tmp_path / "here" / "result.json")
+    flags = ["--checkpoint", checkpoints["tree"], "--data_dir", data_dir]
+    with workers(2) as (_, cluster):
+        for placement in ("branch", "hybrid"):  # one after the other on the same workers
+            where = ["--placement", placement, "--cluster", cluster, "--eval_dir", tmp_path / "far"]
+            done = python("eval.py", *flags, *where)
+            assert done.returncode == 0, done.stderr
+            far = utils.read_json(tmp_path / "far" / "result.json")
+            assert far["confusion_matrix"] == here["confusion_matrix"]
+            assert far["cluster"] == cluster.split(",") and far["placement"] == placement
+            assert [name.split("/")[3] for name in far["devices"]] == ["task:0", "task:1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_worker_that_is_lost(number, checkpoints, tmp_path):
+    """It dies, or it hangs: one line within 30 seconds."""
+    data = write_data(tmp_path / "data", {"test": 9000})
+    flags = ["--checkpoint", checkpoints["tree"], "--data_dir", data, "--batch_size", "10"]
+    with workers(2) as (started, cluster):
+        flags += ["--placement", "branch", "--cluster", cluster]
+        command = [sys.executable, os.path.join(ROOT, "eval.py"), *flags]
+        client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        time.sleep(12)  # it evaluates by now
+        assert client.poll() is None
+        started[1].send_signal(number)
+        start = time.monotonic()
+        _, error = client.communicate(timeout=60)
+    assert time.monotonic() - start < 30
+    assert client.returncode == 1
+    assert error.count("\n") == 1 and error.startswith("eval.py: error: lost a worker"), error
+
+
+def test_clusters_that_are_refused(checkpoints, data_dir):
+    tree = ("--checkpoint", checkpoints["tree"], "--data_dir", data_dir, "--placement", "branch")
+    silent = f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
+    start = time.monotonic()
+    fails("eval.py", *tree, "--cluster", silent, says=["no worker answers", "--worker"])
+    assert time.monotonic() - start < 30
+    fails("eval.py", *tree, "--cluster", "here,there", says="host:port")
+    fails("eval.py", *tree, "--cluster", "a:1,b:2", "--devices", "/CPU:0", status=2,
+          says="leave one out")  # fmt: skip
+    fails("eval.py", "--worker", "0", status=2, says="whole number")
+    fails("eval.py", "--worker", "5000", "--mask", status=2, says="takes no other flag")
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        done = python("eval.py", "--worker", taken.getsockname()[1])
+    assert done.returncode == 1 and "cannot be used" in done.stderr
+
+
+# ---------------------------------------------------------------- XLA
+
+
+def test_jit_compile_predicts_the_same(checkpoints, data_dir, tmp_path):
+    for name, flags in [("plain", []), ("jit", ["--jit_compile"])]:
+        evaluate(checkpoints["tree"], data_dir, "--eval_dir", tmp_path / name, *flags)
+    plain, jit = (utils.read_json(tmp_path / name / "result.json") for name in ("plain", "jit"))
+    assert plain["cross_entropy"] == pytest.approx(jit["cross_entropy"], rel=1e-5)
+    flags = ("--checkpoint", checkpoints["tree"], "--data_dir", data_dir, "--jit_compile")
+    flags += ("--placement", "branch", "--devices", "/CPU:0,/CPU:1")
+    fails("eval.py", *flags, status=2, says="one device")
