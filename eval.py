@@ -195,10 +195,8 @@ def output_files(flags: argparse.Namespace, checkpoint: str) -> tuple[str, str]:
         raise ValueError(
             f"{directory} cannot be made ({error.strerror}): name another --eval_dir"
         ) from None
-    for flag, folder in [("eval_dir", directory), ("output_file", flags.output_file)]:
-        folder = os.path.dirname(folder) or "." if flag == "output_file" else folder
-        if not os.access(folder, os.W_OK):
-            raise ValueError(f"{folder} does not exist or is read-only: name another --{flag}")
+    utils.check_folder(directory, "eval_dir")
+    utils.check_folder(os.path.dirname(flags.output_file) or ".", "output_file")
     return os.path.join(directory, "result.json"), flags.output_file
 
 

@@ -141,6 +141,12 @@ def atomic_write(path: str, mode: str = "w") -> Iterator:
             os.remove(temporary)
 
 
+def check_folder(folder: str, flag: str) -> None:
+    """Raise ValueError, naming the flag that said it, unless files can be written to a folder."""
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder} does not exist or is read-only: name another --{flag}")
+
+
 def write_json(path: str, value) -> None:
     """Write JSON, atomically; one key a line."""
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value[key])}" for key in value)

@@ -1,0 +1,512 @@
+"""Speed: the paper's parallel-inference table, the training step, the input pipeline, peers.
+
+Everything is measured as a ratio: the two sides take turns, each in a process of its own, and
+medians are given. No training and no data are needed: weights, images and groups are made up.
+
+    parallel   inference of the dense network and of trees on one and several devices (Table 5)
+    training   a step of each stage
+    pipeline   augmented images a second, and how long a training step waits for them
+
+Without GPUs the devices are logical CPU devices of one core each: one thread an operation, and as
+many operations at once as there are devices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import utils  # isort: skip, it quiets TensorFlow's start
+import numpy as np
+import tensorflow as tf
+
+import cifar100
+import grouping
+import peers
+import placement
+import resnet
+import train
+
+PARTS = ("parallel", "training", "pipeline")
+PLACED = {"horizontal": placement.Horizontal, "vertical": placement.Vertical}
+# The paper's Table 5: (row, groups, devices, placement, the paper's speed-up if it has one). The
+# first is what the others are compared with; "dense" has no groups.
+ROWS = [
+    ("Baseline", "dense", 1, "single", 1.0),
+    ("Baseline, horizontal", "dense", 2, "horizontal", 0.52),
+    ("Baseline, vertical", "dense", 2, "vertical", 1.2),
+    ("Baseline, vertical", "dense", 3, "vertical", 1.08),
+    ("Shallow", "1-2-2", 1, "single", None),
+    ("Shallow", "1-2-2", 2, "branch", 1.37),
+    ("Shallow", "1-2-2", 2, "hybrid", None),
+    ("Deep", "2-2-2", 1, "single", None),
+    ("Deep", "2-2-2", 2, "branch", 1.73),
+    ("Deep", "2-2-2", 2, "hybrid", None),
+    ("Hierarchical", "2-4-4", 1, "single", None),
+    ("Hierarchical", "2-4-4", 2, "branch", 1.71),
+    ("Hierarchical", "2-4-4", 2, "hybrid", None),
+    ("Deep, three ways", "3-3-3", 1, "single", None),
+    ("Deep, three ways", "3-3-3", 3, "branch", 2.22),
+    ("Deep, three ways", "3-3-3", 3, "hybrid", None),
+]
+# (stage, dropout_keep_prob): the first is what the others are compared with.
+STEPS = [("baseline", 1.0), ("group", 1.0), ("group", 0.5), ("split", 1.0)]
+NUM_IMAGES = 10000  # made up, for the pipeline
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags of a benchmark; a mistake ends the program with one line."""
+    parser = utils.FlagParser(__doc__.partition("\n")[0])
+    add, count = parser.add_argument, utils.number(int, low=1)
+    add("--only", default="", help=f"one or some of {','.join(PARTS)} (default: all)")
+    add("--devices", default="", help="of part parallel (default: the GPUs, else logical CPUs)")
+    add("--k", type=utils.number(float, above=0), default=8, help="widening factor (default: 8)")
+    add("--batch_size", type=count, help="images (default: 100 in part parallel, else 90)")
+    add("--repeats", type=count, default=5, help="timed turns of each (default: 5)")
+    add("--precision", default="float32", help="float32 or bfloat16, or both, with a comma")
+    add("--peer", default="", help="also compare the step of stage baseline with keras,torch")
+    add("--checkpoint", default="", help="also place this tree, with the groups that it learned")
+    add("--output_file", default="benchmark.json", help="default: benchmark.json")
+    flags = parser.parse_args(argv)
+    flags.k = int(flags.k) if flags.k == int(flags.k) else flags.k
+    for name, known in [("only", PARTS), ("precision", train.DTYPES), ("peer", peers.STEPS)]:
+        given = [word for word in getattr(flags, name).split(",") if word]
+        if set(given) - set(known) or (name == "precision" and not given):
+            parser.error(f"--{name} takes {', '.join(known)}, got {getattr(flags, name)!r}")
+        setattr(flags, name, given)
+    if not flags.only:
+        flags.only = [] if flags.peer else list(PARTS)
+    flags.devices = [name for name in flags.devices.split(",") if name]
+    try:
+        for _, groups, *_ in ROWS if "parallel" in flags.only else []:
+            _config(flags.k, groups)
+    except ValueError as error:
+        parser.error(f"--k {flags.k} is too small for the table: {error}")
+    return flags
+
+
+# ---------------------------------------------------------------- contenders
+
+
+class Contender:
+    """Something that is timed again and again, in a process of its own.
+
+    Args:
+        make: returns `step()`, which does the work and waits for its end, and a dictionary of what
+            else there is to tell; a function of this module, with its arguments.
+        threads: of one operation, and operations at once; None leaves both to TensorFlow.
+
+    Raises:
+        ValueError: what the process said when it failed.
+    """
+
+    def __init__(self, make: Callable, *args, threads: tuple[int, int] | None = None):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_contend, args=(theirs, make, args, threads))
+        self._process.start()
+        theirs.close()
+        self.about = self._receive()
+
+    def _receive(self):
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise ValueError(
+                f"a measured process ended with status {self._process.exitcode}: out of memory? "
+                "Use a smaller --batch_size or --k"
+            ) from None
+        if isinstance(answer, Exception):
+            raise ValueError(f"could not measure it: {answer}") from answer
+        return answer
+
+    def seconds(self) -> float:
+        """Time of one step."""
+        self._pipe.send("step")
+        return self._receive()
+
+    def told(self) -> dict:
+        """What there is to tell by now: `about`, and the peak memory in bytes."""
+        self._pipe.send("tell")
+        return self._receive()
+
+    def __enter__(self) -> Contender:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def _contend(pipe, make: Callable, args: tuple, threads: tuple[int, int] | None) -> None:
+    """The process of a contender."""
+    try:
+        if threads:
+            tf.config.threading.set_intra_op_parallelism_threads(threads[0])
+            tf.config.threading.set_inter_op_parallelism_threads(threads[1])
+        idle = _peak_memory()
+        step, about = make(*args)
+        step()  # compiles
+        about["first_step_seconds"] = time.time() - _started_at()
+        step()
+        pipe.send(about)
+        while True:
+            if pipe.recv() == "tell":
+                pipe.send(about | {"peak_memory": _peak_memory(), "idle_memory": idle})
+            else:
+                start = time.perf_counter()
+                step()
+                pipe.send(time.perf_counter() - start)
+    except EOFError:
+        pass  # the other side has seen enough
+    except Exception as error:
+        pipe.send(ValueError(" ".join(str(error).split()) or repr(error)))
+
+
+def _peak_memory() -> int:
+    """Bytes that this process had at most, or the fullest of its GPUs."""
+    gpus = [f"GPU:{n}" for n in range(len(tf.config.list_physical_devices("GPU")))]
+    if gpus:
+        return max(tf.config.experimental.get_memory_info(gpu)["peak"] for gpu in gpus)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _started_at() -> float:
+    """When this process started, in seconds since the epoch; now, where that is not told."""
+    try:
+        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+            ticks = int(stat.read().rpartition(")")[2].split()[19])
+            return time.time() - float(uptime.read().split()[0]) + ticks / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return time.time()
+
+
+def race(ours: Contender, other: Contender, repeats: int) -> dict[str, float]:
+    """Turns of both: medians of their seconds and of ours / other, turn by turn."""
+    turns = [(ours.seconds(), other.seconds()) for _ in range(repeats)]
+    return {
+        "seconds": statistics.median(theirs for _, theirs in turns),
+        "baseline_seconds": statistics.median(mine for mine, _ in turns),
+        "speedup": statistics.median(mine / theirs for mine, theirs in turns),
+    }
+
+
+# ---------------------------------------------------------------- parallel inference
+
+
+def _config(k: float, groups: str) -> resnet.NetworkConfig:
+    numbers = (1, 1, 1) if groups == "dense" else tuple(map(int, groups.split("-")))
+    return resnet.NetworkConfig(k=k, groups=numbers)
+
+
+def equal_groups(config: resnet.NetworkConfig) -> resnet.SplitResNet:
+    """A tree whose groups all have the same number of features and classes, where they can."""
+    shapes = grouping.indicator_shapes(config).items()
+    assignment = {name: np.arange(size) * groups // size for name, (groups, size) in shapes}
+    return resnet.SplitResNet(config, assignment)
+
+
+def make_inference(net, devices, how, precision, batch_size):
+    """`net` is a number k with groups, such as (8, '2-2-2'), or the path of a tree."""
+    devices = placement.find_devices(devices)
+    if isinstance(net, str):
+        net = train.load_network(net, utils.read_checkpoint(net))[0]
+    else:
+        config = _config(*net)
+        net = equal_groups(config) if max(config.groups) > 1 else resnet.ResNet(config)
+    flops = resnet.count(net)[1]
+    placed = PLACED[how](net, devices) if how in PLACED else placement.place(net, devices, how)
+    predict = train.predictor(placed, precision)
+    images, labels = (tf.constant(x) for x in peers.random_batch(batch_size))
+
+    def step():
+        predict(images, labels)[1].numpy()
+
+    return step, {
+        "groups": grouping.format_groups(net.config.groups),
+        "flops": flops,
+        "device_flops": getattr(placed, "device_flops", [flops]),
+    }
+
+
+def parallel(flags: argparse.Namespace) -> Iterator[dict]:
+    """The rows of the paper's Table 5, each as it is measured."""
+    gpus = [f"/GPU:{n}" for n in range(len(tf.config.list_physical_devices("GPU")))]
+    devices = flags.devices or gpus or [f"/CPU:{n}" for n in range(3)]
+    batch_size = flags.batch_size or 100
+    rows = [(row, (flags.k, groups), *others) for row, groups, *others in ROWS]
+    if flags.checkpoint:
+        path = utils.find_checkpoint(flags.checkpoint)
+        rows += [("Given", path, *others) for row, _, *others in ROWS if row == "Deep"]
+
+    def contender(net, number, how, precision):
+        used = devices[:number]
+        # One thread an operation makes a core of each logical CPU device.
+        threads = None if "GPU" in used[0].upper() else (1, number)
+        return Contender(make_inference, net, used, how, precision, batch_size, threads=threads)
+
+    for precision in flags.precision:
+        with contender(*rows[0][1:4], precision) as baseline:
+            for row, net, number, how, paper in rows:
+                if number > len(devices):
+                    print(f"{row} needs {number} devices: left out")
+                    continue
+                with contender(net, number, how, precision) as other:
+                    measured, told = race(baseline, other, flags.repeats), other.told()
+                yield {
+                    "row": row,
+                    "groups": told["groups"],
+                    "devices": number,
+                    "placement": how,
+                    "precision": precision,
+                    "batch_size": batch_size,
+                    "seconds": measured["seconds"],
+                    "images_per_second": batch_size / measured["seconds"],
+                    "speedup": measured["speedup"],
+                    "ideal_speedup": baseline.about["flops"] / max(told["device_flops"]),
+                    "paper_speedup": paper,
+                    "device_memory": _of_a_device(told, number, gpus),
+                }
+
+
+def _of_a_device(told: dict, number: int, gpus: list[str]) -> float:
+    """Peak bytes of a device: logical CPU devices share what the process has beyond an idle one."""
+    return told["peak_memory"] if gpus else (told["peak_memory"] - told["idle_memory"]) / number
+
+
+# ---------------------------------------------------------------- training
+
+
+def make_training(stage, keep_prob, k, precision, batch_size):
+    """A step of a stage, with the regularizers and metrics that it has in train.py."""
+    config = resnet.NetworkConfig(
+        k=k, groups=(1, 1, 1) if stage == "baseline" else (2, 2, 2), dropout_keep_prob=keep_prob
+    )
+    net = equal_groups(config) if stage == "split" else resnet.ResNet(config)
+    trainer = train.Trainer(net, train.Objective(precision=precision), {})
+    images, labels = (tf.constant(x) for x in peers.random_batch(batch_size))
+    rate = tf.constant(peers.LEARNING_RATE)
+
+    def step():
+        trainer.step(images, labels, rate).numpy()
+
+    return step, {}
+
+
+def training(flags: argparse.Namespace) -> Iterator[dict]:
+    """A row for each of STEPS; `relative` is its time in units of the first."""
+    batch_size = flags.batch_size or 90
+    for precision in flags.precision:
+        how = (flags.k, precision, batch_size)
+        with Contender(make_training, *STEPS[0], *how) as baseline:
+            for stage, keep_prob in STEPS:
+                with Contender(make_training, stage, keep_prob, *how) as other:
+                    measured, told = race(baseline, other, flags.repeats), other.told()
+                yield {
+                    "stage": stage,
+                    "dropout_keep_prob": keep_prob,
+                    "k": flags.k,
+                    "precision": precision,
+                    "batch_size": batch_size,
+                    "seconds_per_step": measured["seconds"],
+                    "relative": 1 / measured["speedup"],
+                    "first_step_seconds": told["first_step_seconds"],
+                    "peak_memory": told["peak_memory"],
+                }
+
+
+def make_peer(name, k, precision, batch_size):
+    """The step of a peer."""
+    return peers.STEPS[name](k, batch_size, precision), {}
+
+
+def compare_peers(flags: argparse.Namespace) -> Iterator[dict]:
+    """Our step of stage baseline beside each peer's; `relative` is ours in units of theirs."""
+    batch_size = flags.batch_size or 90
+    for precision in flags.precision:
+        how = (flags.k, precision, batch_size)
+        for peer in flags.peer:
+            with (
+                Contender(make_training, *STEPS[0], *how) as ours,
+                Contender(make_peer, peer, *how) as theirs,
+            ):
+                measured = race(ours, theirs, flags.repeats)
+                told = theirs.told(), ours.told()
+            yield {
+                "peer": peer,
+                "k": flags.k,
+                "precision": precision,
+                "batch_size": batch_size,
+                "seconds_per_step": measured["seconds"],
+                "our_seconds_per_step": measured["baseline_seconds"],
+                "relative": measured["speedup"],
+                "peak_memory": told[0]["peak_memory"],
+                "our_peak_memory": told[1]["peak_memory"],
+            }
+
+
+# ---------------------------------------------------------------- the input pipeline
+
+
+def _made_up_batches(batch_size: int):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (NUM_IMAGES, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, cifar100.NUM_CLASSES, NUM_IMAGES).astype(np.int32)
+    return iter(cifar100.training_batches(images, labels, batch_size, seed=0))
+
+
+def make_pipeline(batch_size, batches_per_step):
+    """Nothing but batches, on one core."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    batches = _made_up_batches(batch_size)
+
+    def step():
+        for _ in range(batches_per_step):
+            next(batches)
+
+    return step, {}
+
+
+def make_fed_training(k, precision, batch_size):
+    """Steps of stage group on batches of the pipeline; tells how much of its time it waited."""
+    trainer = train.Trainer(
+        resnet.ResNet(resnet.NetworkConfig(k=k, groups=(2, 2, 2))),
+        train.Objective(precision=precision),
+        {},
+    )
+    batches, rate = _made_up_batches(batch_size), tf.constant(peers.LEARNING_RATE)
+    about = {"waits": [], "steps": []}
+
+    def step():
+        start = time.perf_counter()
+        images, labels = next(batches)
+        about["waits"].append(time.perf_counter() - start)
+        trainer.step(images, labels, rate).numpy()
+        about["steps"].append(time.perf_counter() - start)
+
+    return step, about
+
+
+def pipeline(flags: argparse.Namespace) -> dict:
+    """Images a second on one core, and the share of a training step that is waiting for them."""
+    batch_size, batches = flags.batch_size or 90, 20
+    with Contender(make_pipeline, batch_size, batches, threads=(1, 1)) as alone:
+        seconds = statistics.median(alone.seconds() for _ in range(flags.repeats))
+    with Contender(make_fed_training, flags.k, flags.precision[0], batch_size) as fed:
+        for _ in range(flags.repeats):
+            fed.seconds()
+        told = fed.told()
+    after_the_first = slice(1, None)
+    return {
+        "images_per_second_per_core": batches * batch_size / seconds,
+        "wait_share": sum(told["waits"][after_the_first]) / sum(told["steps"][after_the_first]),
+        "k": flags.k,
+        "batch_size": batch_size,
+    }
+
+
+# ---------------------------------------------------------------- the report
+
+
+def table(rows: Sequence[dict], columns: dict[str, Callable[[dict], str]]) -> str:
+    """Rows as a Markdown table."""
+    lines = [list(columns)] + [[cell(row) for cell in columns.values()] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(word.ljust(w) for word, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def _of(name: str, form: str) -> Callable[[dict], str]:
+    """A table's cell: a field in a format, empty where there is none."""
+    return lambda row: "" if row[name] is None else format(row[name], form)
+
+
+def _megabytes(name: str) -> Callable[[dict], str]:
+    return lambda row: f"{row[name] / 2**20:,.0f}"
+
+
+PARALLEL_COLUMNS = {
+    "network": _of("row", ""),
+    "groups": _of("groups", ""),
+    "devices": _of("devices", ""),
+    "placement": _of("placement", ""),
+    "precision": _of("precision", ""),
+    "seconds": _of("seconds", ".3f"),
+    "images/s": _of("images_per_second", ".0f"),
+    "speed-up": _of("speedup", ".2f"),
+    "by FLOPs": _of("ideal_speedup", ".2f"),
+    "paper": _of("paper_speedup", ".2f"),
+    "MiB a device": _megabytes("device_memory"),
+}
+TRAINING_COLUMNS = {
+    "stage": _of("stage", ""),
+    "dropout keeps": _of("dropout_keep_prob", "g"),
+    "precision": _of("precision", ""),
+    "seconds/step": _of("seconds_per_step", ".3f"),
+    "of baseline's": _of("relative", ".3f"),
+    "first step after, s": _of("first_step_seconds", ".1f"),
+    "peak MiB": _megabytes("peak_memory"),
+}
+PEER_COLUMNS = {
+    "peer": _of("peer", ""),
+    "precision": _of("precision", ""),
+    "its seconds/step": _of("seconds_per_step", ".3f"),
+    "ours": _of("our_seconds_per_step", ".3f"),
+    "ours/its": _of("relative", ".3f"),
+    "its peak MiB": _megabytes("peak_memory"),
+    "our peak MiB": _megabytes("our_peak_memory"),
+}
+
+
+def _measure(title: str, rows: Iterator[dict], columns: dict) -> list[dict]:
+    """All rows, told one by one while they are measured and as a table at the end."""
+    measured = []
+    for row in rows:
+        measured.append(row)
+        print("  ".join(cell(row) for cell in columns.values()), flush=True)
+    print(f"\n{title}\n\n{table(measured, columns)}\n", flush=True)
+    return measured
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = parse_flags(argv)
+    utils.check_folder(os.path.dirname(flags.output_file) or ".", "output_file")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # contenders share the GPUs
+    name, cores = f"WRN-16-{flags.k:g}", len(os.sched_getaffinity(0))
+    print(f"{name} on {utils.hardware()}; medians of {flags.repeats} turns\n", flush=True)
+    results = {"hardware": utils.hardware(), "versions": utils.versions()}
+    results |= {"parallel": [], "training": [], "pipeline": {}, "peers": []}
+    if "parallel" in flags.only:
+        title = f"Inference of {name}"
+        results["parallel"] = _measure(title, parallel(flags), PARALLEL_COLUMNS)
+        most = max((row["devices"] for row in results["parallel"]), default=0)
+        if not tf.config.list_physical_devices("GPU") and most > cores:
+            print(f"Rows of more than {cores} devices have too few cores here.\n")
+    if "training" in flags.only:
+        title = f"A training step of {name}"
+        results["training"] = _measure(title, training(flags), TRAINING_COLUMNS)
+    if "pipeline" in flags.only:
+        results["pipeline"] = pipeline(flags)
+        print(
+            "Input pipeline: {images_per_second_per_core:,.0f} augmented images/s on one core; a "
+            "training step waits for {wait_share:.2%} of its time\n".format(**results["pipeline"])
+        )
+    if flags.peer:
+        title = f"A training step of {name} beside plain {' and '.join(flags.peer)}"
+        results["peers"] = _measure(title, compare_peers(flags), PEER_COLUMNS)
+    utils.write_json(flags.output_file, results)
+    print(f"written: {flags.output_file}")
+    return 0
+
+
+if __name__ == "__main__":
+    utils.run_main(main)
