@@ -152,6 +152,21 @@ def training_batches(
     return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4)
 
 
+def share_out(
+    batches: tf.data.Dataset, num_replicas: int, worker: int, num_workers: int
+) -> tf.data.Dataset:
+    """A worker's shares of every batch: one element for each of its replicas, in their order."""
+    own = num_replicas // num_workers
+
+    def shares(*tensors):
+        return tuple(
+            tf.reshape(x, [num_replicas, -1, *x.shape[1:]])[worker * own : (worker + 1) * own]
+            for x in tensors
+        )
+
+    return batches.map(shares).unbatch().prefetch(own)
+
+
 def evaluation_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
     """Every image once, in order, standardized; the last batch may be smaller."""
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)

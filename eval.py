@@ -153,8 +153,8 @@ def main(argv: Sequence[str]) -> int | None:
             predict = train.predictor(placed, flags.precision, flags.jit_compile)
             start = time.perf_counter()
             evaluation = train.evaluate(predict, images, labels, flags.batch_size)
-        except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
-            raise ValueError(placement.lost(flags.cluster, error)) from None
+        except (tf.errors.UnavailableError, tf.errors.AbortedError):
+            raise ValueError(placement.lost(flags.cluster)) from None
     test_time = time.perf_counter() - start
     about |= {
         "dataset": dataset,

@@ -8,6 +8,7 @@ Every class here is called as the network is, images in and logits out, and tell
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -63,6 +64,40 @@ def _copy_to(device: str, net: resnet.ResNet | resnet.SplitResNet):
     """The same network with its variables on another device."""
     with tf.device(device):
         return resnet.copy(net)
+
+
+# ---------------------------------------------------------------- training on several
+
+
+def strategy(names: Sequence[str]) -> tf.distribute.Strategy | None:
+    """How training is spread: over devices, or over the workers of TF_CONFIG; None: it is not.
+
+    To be called before TensorFlow's first operation.
+
+    Raises:
+        ValueError: a device is not there, or TF_CONFIG cannot be used.
+    """
+    if not os.environ.get("TF_CONFIG"):
+        return tf.distribute.MirroredStrategy(find_devices(names)) if names else None
+    if names:
+        raise ValueError("TF_CONFIG is set: each worker uses all its GPUs, so leave --devices out")
+    try:
+        workers = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
+        if len(workers) < 2:
+            raise ValueError("it names one worker")
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (ValueError, KeyError, TypeError, RuntimeError, tf.errors.OpError) as error:
+        raise ValueError(
+            f"TF_CONFIG cannot be used ({_first_line(error)}): it is a JSON object such as "
+            '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", '
+            '"index": 0}}, or unset'
+        ) from None
+
+
+def is_chief(spread: tf.distribute.Strategy | None) -> bool:
+    """Whether this process is the one that writes a run's files: of several workers, the first."""
+    resolver = getattr(spread, "cluster_resolver", None)
+    return resolver is None or resolver.task_id == 0
 
 
 # ---------------------------------------------------------------- a tree on several devices
@@ -374,11 +409,10 @@ class Watch:
         self._over.set()
 
 
-def lost(addresses: Sequence[str], error: Exception | None = None) -> str:
+def lost(addresses: Sequence[str]) -> str:
     """What to say where one of these workers does not answer any more."""
-    reason = f" ({_first_line(error)})" if error else f" (silent for {PATIENCE} s)"
     return (
-        f"lost a worker of --cluster {','.join(addresses)}{reason}: start it again with "
+        f"lost a worker of --cluster {','.join(addresses)}: start it again with "
         "`python eval.py --worker PORT`, then this command"
     )
 

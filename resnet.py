@@ -127,13 +127,33 @@ class BatchNorm(tf.Module):
     def __call__(self, x, training):
         if not training:
             return self._fused(x, mean=self.mu, variance=self.sigma, is_training=False)[0]
-        y, mean, variance = self._fused(x, is_training=True)
-        # The kernel normalizes by the biased variance but hands back the unbiased one.
-        count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
-        variance *= (count - 1) / count
-        self.mu.assign_sub((1 - BN_DECAY) * (self.mu - mean))
-        self.sigma.assign_sub((1 - BN_DECAY) * (self.sigma - variance))
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:
+            y, mean, variance = self._over_replicas(x, context)
+        else:
+            y, mean, variance = self._fused(x, is_training=True)
+            # The kernel normalizes by the biased variance but hands back the unbiased one.
+            count = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
+            variance *= (count - 1) / count
+        for moving, value in ((self.mu, mean), (self.sigma, variance)):
+            # All replicas assign the same to copies of their own, which assign_sub does not allow.
+            tf.raw_ops.AssignSubVariableOp(
+                resource=moving.handle, value=(1 - BN_DECAY) * (moving - value)
+            )
         return y
+
+    def _over_replicas(self, x, context):
+        """By the statistics of all replicas' shares, which are those of the whole batch."""
+        inputs = tf.cast(x, tf.float32)
+        mean, variance = tf.nn.moments(inputs, axes=(0, 1, 2))
+        mean, square = context.all_reduce(
+            tf.distribute.ReduceOp.MEAN, [mean, variance + tf.square(mean)]
+        )
+        variance = square - tf.square(mean)
+        y = tf.nn.batch_normalization(
+            inputs, mean, variance, self.beta, self.gamma, variance_epsilon=BN_EPSILON
+        )
+        return tf.cast(y, x.dtype), mean, variance
 
     def _fused(self, x, **statistics):
         return tf.compat.v1.nn.fused_batch_norm(

@@ -78,6 +78,8 @@ def _flag_table() -> list[tuple]:
         ("deterministic", utils.boolean, False, STAGES, "TensorFlow's deterministic operations"),
         ("keep", count, 3, STAGES, "newest checkpoints to keep, besides the best"),
         ("group_lr_scale", positive, 1.0, grouped, "factor of the alphas' learning rate"),
+        ("devices", str, "", STAGES, "share each batch out over devices, such as /GPU:0,/GPU:1"),
+        ("jit_compile", utils.boolean, False, STAGES, "compile the step with XLA, on one device"),
         ("preset", str, "", STAGES, "name of this set of flags, for result.json"),
     ]  # fmt: skip
 
@@ -130,6 +132,9 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
     """Contradictions between flags; sets `flags.groups`."""
     if flags.precision not in DTYPES:
         parser.error(f"--precision must be {' or '.join(DTYPES)}, got {flags.precision!r}")
+    flags.devices = [name for name in flags.devices.split(",") if name]
+    if flags.jit_compile and (len(flags.devices) > 1 or os.environ.get("TF_CONFIG")):
+        parser.error("--jit_compile compiles for one device: leave it or --devices out")
     flags.groups = (flags.ngroups3, flags.ngroups2, flags.ngroups1)
     shown = grouping.format_groups(flags.groups)
     if flags.stage == "split":
@@ -189,24 +194,40 @@ class Objective:
 
 
 class Trainer(tf.Module):
-    """A network with everything that its training changes: `checkpoint` holds all of it."""
+    """A network with everything that its training changes: `checkpoint` holds all of it.
 
-    def __init__(self, net: resnet.ResNet | resnet.SplitResNet, objective: Objective, about: dict):
+    Under a `strategy` each replica has copies of the variables and takes its share of the batch;
+    batch normalization and the gradients are those of the whole batch. Only dropout differs from
+    one device's: each replica draws its own.
+    """
+
+    def __init__(
+        self,
+        net: resnet.ResNet | resnet.SplitResNet,
+        objective: Objective,
+        about: dict,
+        strategy: tf.distribute.Strategy | None = None,
+        jit_compile: bool = False,
+    ):
         super().__init__()
-        self.net, self.objective = net, objective
-        self.optimizer = Momentum(net.trainable_variables, objective.momentum)
+        self.objective, self.strategy = objective, strategy or tf.distribute.get_strategy()
+        with self.strategy.scope():
+            self.net = resnet.copy(net) if strategy else net
+            self.optimizer = Momentum(self.net.trainable_variables, objective.momentum)
+        compiled = tf.function(self._replica_step, jit_compile=True)
+        self._update = compiled if jit_compile else self._replica_step
         self.steps_done = tf.Variable(0, dtype=tf.int64)
         # Sums of the metrics, and the number of steps, since the last line of progress.
         self.totals = tf.Variable(tf.zeros(len(METRICS) + 1))
         self._description = json.dumps(about | resnet.describe(net))
         self.checkpoint = tf.train.Checkpoint(
-            net=net,
+            net=self.net,
             optimizer=self.optimizer,
             step=self.steps_done,
             totals=self.totals,
             description=tf.Variable(self._description, trainable=False),
         )
-        alphas = getattr(net, "alphas", {}).values()
+        alphas = getattr(self.net, "alphas", {}).values()
         self._alphas = {alpha.ref() for alpha in alphas}
 
     def restore(self, path: str) -> None:
@@ -242,23 +263,45 @@ class Trainer(tf.Module):
 
     @tf.function
     def step(self, images, labels, learning_rate) -> tf.Tensor:
-        """One update; returns the METRICS of this step, float32 `[7]`."""
-        hyper = self.objective
+        """One update; returns the METRICS of this step, float32 `[7]`.
+
+        `images` and `labels` are what `strategy` distributed, or plain tensors without one.
+        """
+        seed = tf.stack([tf.constant(self.objective.seed, tf.int64), self.steps_done])
+        values = self.strategy.run(self._update, (images, labels, learning_rate, seed))
+        values = self.strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None)
+        self.totals.assign_add(tf.concat([values, [1.0]], axis=0))
+        self.steps_done.assign_add(1)
+        return values
+
+    def _replica_step(self, images, labels, learning_rate, dropout_seed) -> tf.Tensor:
+        """The update on one replica, from its share of the batch; returns that one's METRICS."""
+        hyper, context = self.objective, tf.distribute.get_replica_context()
         images = tf.cast(images, DTYPES[hyper.precision])
+        several = context.num_replicas_in_sync > 1
+        if several:
+            dropout_seed = tf.random.experimental.stateless_fold_in(
+                dropout_seed, context.replica_id_in_sync_group
+            )
         with tf.GradientTape() as tape:
-            dropout_seed = tf.stack([tf.constant(hyper.seed, tf.int64), self.steps_done])
             logits = self.net(images, training=True, dropout_seed=dropout_seed)
             metrics = self.loss(logits, labels)
         variables = self.net.trainable_variables
         scales = [hyper.group_lr_scale if v.ref() in self._alphas else 1.0 for v in variables]
         grads = tape.gradient(metrics["loss"], variables)
+        if several:
+            grads = context.all_reduce(tf.distribute.ReduceOp.MEAN, grads)
         self.optimizer.apply(zip(grads, variables, scales, strict=True), learning_rate)
         hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
         metrics["accuracy"] = tf.reduce_mean(tf.cast(hits, tf.float32))
-        values = tf.stack([metrics[name] for name in METRICS])
-        self.totals.assign_add(tf.concat([values, [1.0]], axis=0))
-        self.steps_done.assign_add(1)
-        return values
+        return tf.stack([metrics[name] for name in METRICS])
+
+    @tf.function
+    def total(self, number: tf.Tensor) -> tf.Tensor:
+        """Sum of the workers' numbers (float32 scalars), for what they have to agree upon."""
+        return self.strategy.reduce(
+            tf.distribute.ReduceOp.SUM, self.strategy.run(tf.identity, (number,)), axis=None
+        )
 
 
 # ---------------------------------------------------------------- evaluation
@@ -349,8 +392,8 @@ def load_network(path: str, tensors: dict[str, np.ndarray], **changes):
         raise ValueError(f"{path}: {error}") from None
 
 
-def restore_state(path: str, tensors, flags: argparse.Namespace, about: dict) -> Trainer:
-    """Everything from a checkpoint of the same stage and network: weights, momentum, step."""
+def network_to_go_on(path: str, tensors, flags: argparse.Namespace, about: dict):
+    """The network of a checkpoint of the same stage, whose whole state is to be restored."""
     if "description" not in tensors:
         raise ValueError(
             f"{path} is a TensorFlow 1 checkpoint: start from its weights with --basemodel"
@@ -364,13 +407,11 @@ def restore_state(path: str, tensors, flags: argparse.Namespace, about: dict) ->
         )
     _check_network(path, net.config, flags, also=("bn_no_scale",))
     _check_dataset(path, description, flags, about)
-    trainer = Trainer(net, objective(flags), about)
-    trainer.restore(path)
-    return trainer
+    return net
 
 
-def start_from_weights(path: str, flags: argparse.Namespace, about: dict) -> Trainer:
-    """A new run from the weights of a network: of the same kind, or a grouped one to be cut."""
+def network_from_weights(path: str, flags: argparse.Namespace, about: dict):
+    """The network of a new run from other weights: of the same kind, or a grouped one, cut."""
     changes = {name: getattr(flags, name) for name in ("dropout_keep_prob", "bn_no_scale")}
     base, description = load_network(path, utils.read_checkpoint(path), **changes)
     _check_dataset(path, description, flags, about)
@@ -379,8 +420,7 @@ def start_from_weights(path: str, flags: argparse.Namespace, about: dict) -> Tra
         _check_network(path, base.config, flags)
         if not grouped:
             raise ValueError(f"{path} has no groups to cut: run --stage group first")
-        net = resnet.split(base) if isinstance(base, resnet.ResNet) else base
-        return Trainer(net, objective(flags), about)
+        return resnet.split(base) if isinstance(base, resnet.ResNet) else base
     if not isinstance(base, resnet.ResNet):
         raise ValueError(f"{path} is a tree already: only stage split goes on from it")
     _check_network(path, base.config, flags, groups=grouped)
@@ -388,7 +428,7 @@ def start_from_weights(path: str, flags: argparse.Namespace, about: dict) -> Tra
     # Groups that the base does not have start anew.
     variables = [*([] if grouped else net.alphas.values()), *base.variables]
     resnet.load_weights(net, {resnet.name_of(v): v.numpy() for v in variables})
-    return Trainer(net, objective(flags), about)
+    return net
 
 
 def network_config(flags: argparse.Namespace) -> resnet.NetworkConfig:
@@ -436,12 +476,26 @@ def _check_dataset(path, description, flags, about) -> None:
             )
 
 
-def start(flags: argparse.Namespace, run: utils.Run, about: dict) -> Trainer:
+def start(
+    flags: argparse.Namespace,
+    run: utils.Run,
+    about: dict,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Trainer:
     """The state that a run begins with, in the documented order; prints which.
 
     Raises:
         ValueError: it does not fit the flags, or no checkpoint of the run can be read.
     """
+    net, path = _find_start(flags, run, about)
+    trainer = Trainer(net, objective(flags), about, strategy, flags.jit_compile)
+    if path:
+        trainer.restore(path)
+    return trainer
+
+
+def _find_start(flags: argparse.Namespace, run: utils.Run, about: dict):
+    """The network, and the checkpoint whose state is to be restored, if there is one."""
     for path in run.discard_torn():
         print(f"ignoring {path}: a killed run did not finish writing it")
     steps = utils.checkpoint_steps(flags.train_dir)
@@ -453,7 +507,7 @@ def start(flags: argparse.Namespace, run: utils.Run, about: dict) -> Trainer:
             print(f"ignoring it: {error}")
             continue
         print(f"going on from {path}, step {step}")
-        return restore_state(path, tensors, flags, about)
+        return network_to_go_on(path, tensors, flags, about), path
     if steps:
         raise ValueError(
             f"none of the {len(steps)} checkpoints in {flags.train_dir} can be read: remove them "
@@ -462,13 +516,13 @@ def start(flags: argparse.Namespace, run: utils.Run, about: dict) -> Trainer:
     if flags.checkpoint:
         path = utils.find_checkpoint(flags.checkpoint)
         print(f"going on from {path} (--checkpoint)")
-        return restore_state(path, utils.read_checkpoint(path), flags, about)
+        return network_to_go_on(path, utils.read_checkpoint(path), flags, about), path
     if flags.basemodel:
         path = utils.find_checkpoint(flags.basemodel)
         print(f"starting from the weights of {path} (--basemodel)")
-        return start_from_weights(path, flags, about)
+        return network_from_weights(path, flags, about), None
     print(f"starting from new weights, seed {flags.seed}")
-    return Trainer(resnet.ResNet(network_config(flags), flags.seed), objective(flags), about)
+    return resnet.ResNet(network_config(flags), flags.seed), None
 
 
 # ---------------------------------------------------------------- the loop
@@ -480,14 +534,46 @@ class Loop:
     def __init__(self, flags: argparse.Namespace, run: utils.Run, trainer: Trainer, data: dict):
         self.flags, self.run, self.trainer, self.data = flags, run, trainer, data
         self.step = int(trainer.steps_done)
-        self.batches = cifar100.training_batches(
-            *data["train"], flags.batch_size, flags.seed, self.step
-        )
+        self.batches = self._batches()
         self.steps_per_epoch = len(data["train"][1]) / flags.batch_size
         self.predict = predictor(trainer.net, flags.precision)
         self.evaluation = None  # the last validation
+        self.several_workers = isinstance(
+            trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy
+        )
         self.saved = self.step if self.step in utils.checkpoint_steps(run.directory) else None
         self._first, self._start = self.step, 0.0  # of this process's steps but the first
+
+    def _batches(self) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+        """The training batches from this step on, each replica's share of them."""
+        flags, strategy = self.flags, self.trainer.strategy
+        replicas = strategy.num_replicas_in_sync
+        batches = cifar100.training_batches(
+            *self.data["train"], flags.batch_size, flags.seed, self.step
+        )
+        if replicas == 1:
+            return batches
+        if flags.batch_size % replicas:
+            raise ValueError(
+                f"--batch_size {flags.batch_size} cannot be shared out over {replicas} replicas: "
+                f"make it a multiple of {replicas}"
+            )
+        return strategy.distribute_datasets_from_function(
+            lambda context: cifar100.share_out(
+                batches, replicas, context.input_pipeline_id, context.num_input_pipelines
+            )
+        )
+
+    def check_workers(self) -> None:
+        """Raise ValueError unless all workers, if there are several, start from the same step."""
+        if not self.several_workers:
+            return
+        number = self.trainer.strategy.num_replicas_in_sync
+        if self.trainer.total(tf.constant(float(self.step))) != number * self.step:
+            raise ValueError(
+                f"the workers start from different steps (here: {self.step}): name a --train_dir "
+                "that all of them share"
+            )
 
     def learning_rate(self) -> float:
         f = self.flags
@@ -498,7 +584,7 @@ class Loop:
     def train(self, interruption: utils.Interruption) -> None:
         """Steps up to `max_steps` or an interruption; a checkpoint at the end of either."""
         flags, batches = self.flags, iter(self.batches)
-        while self.step < flags.max_steps and not interruption.status:
+        while self.step < flags.max_steps and not self._interrupted(interruption):
             rate = self.learning_rate()
             images, labels = next(batches)
             values = self.trainer.step(images, labels, tf.constant(rate, tf.float32)).numpy()
@@ -516,6 +602,15 @@ class Loop:
             if last or self.step % flags.checkpoint_interval == 0:
                 self.save()
         self.save()
+
+    def _interrupted(self, interruption: utils.Interruption) -> bool:
+        """Whether this process was interrupted; of several workers, whether any was."""
+        if self.several_workers:
+            status = interruption.status  # a signal that comes from now on counts at the next step
+            if self.trainer.total(tf.constant(float(status))) == 0:
+                return False
+            interruption.status = status or 143
+        return bool(interruption.status)
 
     def _check_finite(self, values: np.ndarray) -> None:
         if np.isfinite(values).all():
@@ -602,7 +697,8 @@ def _duration(seconds: float) -> str:
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
-    interruption = utils.Interruption()
+    strategy = placement.strategy(flags.devices)
+    interruption = utils.Interruption()  # after the strategy, which may take signals for itself
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()
     data = {split: cifar100.load(flags.data_dir, split) for split in ("train", "val")}
@@ -614,8 +710,9 @@ def main(argv: Sequence[str]) -> int:
         "dataset": dataset["dataset"],
         "indices_sha256": dataset.get("indices_sha256", ""),
     }
-    with utils.Run(flags.train_dir, flags.keep) as run:
-        trainer = start(flags, run, about)
+    kind = utils.Run if placement.is_chief(strategy) else utils.Follower
+    with kind(flags.train_dir, flags.keep) as run:
+        trainer = start(flags, run, about, strategy)
         net, step = trainer.net, int(trainer.steps_done)
         if flags.max_steps < step:
             raise ValueError(
@@ -629,9 +726,10 @@ def main(argv: Sequence[str]) -> int:
             f"{len(data['train'][1]):,} training images ({about['dataset']}); {utils.hardware()}"
         )
         loop = Loop(flags, run, trainer, data)
+        loop.check_workers()
         if step and os.path.exists(run.path("config.json")):
             _say_changes(run.path("config.json"), flags)
-        utils.write_json(run.path("config.json"), {
+        run.write("config.json", {
             "flags": vars(flags),
             "network": resnet.describe(net)["config"],
             "dataset": about["dataset"],
@@ -641,7 +739,13 @@ def main(argv: Sequence[str]) -> int:
         run.resume_metrics(step)
         if step == 0 and flags.stage == "split" and run.best() is None:
             loop.validate()  # what the cut cost
-        loop.train(interruption)
+        try:
+            loop.train(interruption)
+        except (tf.errors.UnavailableError, tf.errors.AbortedError):
+            raise ValueError(
+                f"lost another worker at step {loop.step}: start all workers again, they go on "
+                "from the newest checkpoint"
+            ) from None
         return finish(loop, interruption, about)
 
 
@@ -677,12 +781,12 @@ def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
         step=loop.step,
         precision=flags.precision,
         placement="single",
-        devices=[placement.default_device()],
+        devices=flags.devices or [placement.default_device()],
         **about,
     )
     if best:
         values |= {"best_step": best[0], "best_accuracy": best[1]}
-    utils.write_json(run.path("result.json"), values)
+    run.write("result.json", values)
     print(f"done: validation accuracy {loop.evaluation.accuracy:.4f} at step {loop.step}; {said}")
     return 0
 

@@ -313,6 +313,10 @@ class Run:
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)
 
+    def write(self, name: str, value: dict) -> None:
+        """A JSON file of the run, atomically."""
+        write_json(self.path(name), value)
+
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
@@ -331,6 +335,12 @@ class Run:
 
     def resume_metrics(self, step: int) -> None:
         """Keep the metrics up to `step`; drop what was logged beyond that checkpoint."""
+        self.read_metrics(step)
+        with atomic_write(self.path("metrics.jsonl")) as file:
+            file.writelines(json.dumps(record) + "\n" for record in self.metrics)
+
+    def read_metrics(self, step: int) -> None:
+        """The metrics up to `step`."""
         self.metrics = []
         with contextlib.suppress(FileNotFoundError), open(self.path("metrics.jsonl")) as file:
             for line in file:
@@ -339,8 +349,6 @@ class Run:
                     record = json.loads(line)
                     if record["step"] <= step:
                         self.metrics.append(record)
-        with atomic_write(self.path("metrics.jsonl")) as file:
-            file.writelines(json.dumps(record) + "\n" for record in self.metrics)
 
     def log(self, step: int, **values) -> None:
         """Append a line to metrics.jsonl; its numbers to event files if TensorBoard is there."""
@@ -418,6 +426,31 @@ class Run:
                 os.remove(data)
                 torn.append(path)
         return torn
+
+
+class Follower(Run):
+    """A run as a worker sees it that is not its chief: it reads what the chief wrote."""
+
+    def __init__(self, directory: str, keep: int = 3):
+        self.directory, self.keep, self.metrics = directory, keep, []
+
+    def write(self, name: str, value: dict) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def resume_metrics(self, step: int) -> None:
+        self.read_metrics(step)
+
+    def log(self, step: int, **values) -> None:
+        self.metrics.append({"step": step} | values)
+
+    def save(self, checkpoint: tf.train.Checkpoint, step: int) -> str:
+        return checkpoint_path(self.directory, step)
+
+    def discard_torn(self) -> list[str]:
+        return []
 
 
 # ---------------------------------------------------------------- interruptions
