@@ -193,26 +193,38 @@ class Linear(tf.Module):
         return (num_in + 1) * num_out, 2 * (num_in + 1) * num_out
 
 
-class Dropout:
-    """Inverted dropout, a pure function of (seed, step) and of the layer's name."""
+class ReLU:
+    """ReLU, in training with inverted dropout: a pure function of (seed, step) and the name.
 
-    def __init__(self, name: str, keep_prob: float):
+    Both in one, so that what the next layer reads is all that the gradient needs: an output above
+    0 tells that the input was, and that it was kept.
+    """
+
+    def __init__(self, name: str, keep_prob: float = 1.0):
         self.name, self.keep_prob = name, keep_prob
 
-    def __call__(self, x, training, seed):
+    def __call__(self, x, training=False, seed=None):
         if not training or self.keep_prob == 1:
-            return x
+            return tf.nn.relu(x)
         if seed is None:
             raise ValueError(
                 f"training with dropout_keep_prob={self.keep_prob} needs dropout_seed=(seed, step)"
             )
         seed = tf.random.experimental.stateless_fold_in(seed, zlib.crc32(self.name.encode()))
         # 16 random bits a feature cost half of what tf.nn.experimental.stateless_dropout takes.
-        size, threshold = tf.size(x), min(max(round(self.keep_prob * 2**16), 1), 2**16 - 1)
-        bits = tf.random.stateless_uniform([(size + 1) // 2], seed, None, None, tf.uint32)
-        draws = tf.reshape(tf.reshape(tf.bitcast(bits, tf.uint16), [-1])[:size], tf.shape(x))
-        kept = tf.cast(draws < tf.constant(threshold, tf.uint16), x.dtype)
-        return x * kept * (2**16 / threshold)
+        threshold = min(max(round(self.keep_prob * 2**16), 1), 2**16 - 1)
+        scale = 2**16 / threshold
+
+        @tf.custom_gradient
+        def keep_some(x):
+            size = tf.size(x)
+            bits = tf.random.stateless_uniform([(size + 1) // 2], seed, None, None, tf.uint32)
+            draws = tf.reshape(tf.reshape(tf.bitcast(bits, tf.uint16), [-1])[:size], tf.shape(x))
+            kept = tf.cast(draws < tf.constant(threshold, tf.uint16), x.dtype)
+            y = tf.nn.relu(x) * kept * scale
+            return y, lambda dy: tf.raw_ops.ReluGrad(gradients=dy * scale, features=y)
+
+        return keep_some(x)
 
 
 class Block(tf.Module):
@@ -224,10 +236,10 @@ class Block(tf.Module):
         train_scale = not config.bn_no_scale
         keep_prob = config.dropout_keep_prob if dropout else 1
         self.bn_1 = BatchNorm(f"{name}/bn_1", inputs, train_scale)
-        self.dropout_1 = Dropout(f"{name}/dropout_1", keep_prob)
+        self.relu_1 = ReLU(f"{name}/dropout_1", keep_prob)
         self.conv_1 = Conv(f"{name}/conv_1", 3, inputs, inner, resolution, stride, seed)
         self.bn_2 = BatchNorm(f"{name}/bn_2", inner, train_scale)
-        self.dropout_2 = Dropout(f"{name}/dropout_2", keep_prob)
+        self.relu_2 = ReLU(f"{name}/dropout_2", keep_prob)
         self.conv_2 = Conv(f"{name}/conv_2", 3, inner, outputs, resolution, 1, seed)
         self.first = first
         self.shortcut = None  # the identity
@@ -235,10 +247,9 @@ class Block(tf.Module):
             self.shortcut = Conv(f"{name}/shortcut", 1, inputs, outputs, resolution, stride, seed)
 
     def __call__(self, x, training=False, dropout_seed=None):
-        h = tf.nn.relu(self.bn_1(x, training))
-        h = self.dropout_1(h, training, dropout_seed)
-        y = tf.nn.relu(self.bn_2(self.conv_1(h), training))
-        y = self.conv_2(self.dropout_2(y, training, dropout_seed))
+        h = self.relu_1(self.bn_1(x, training), training, dropout_seed)
+        y = self.conv_1(h)
+        y = self.conv_2(self.relu_2(self.bn_2(y, training), training, dropout_seed))
         if self.shortcut is not None:
             return y + self.shortcut(h)
         return y + (h if self.first else x)
@@ -306,7 +317,7 @@ class Branch(tf.Module):
     def _add_head(self, partition, group, prefix, seed):
         inputs, self.classes = partition.inputs(4, group), partition.classes(group)
         keep_prob = self.config.dropout_keep_prob if self.config.groups[2] > 1 else 1
-        self.dropout = Dropout(f"{prefix}logits/dropout", keep_prob)
+        self.relu = ReLU(f"{prefix}logits/dropout", keep_prob)
         self.unit_last, self.logits = tf.Module(), tf.Module()
         self.unit_last.bn = BatchNorm(f"{prefix}unit_last/bn", inputs)
         self.logits.fc = Linear(f"{prefix}logits/fc", inputs, self.classes, seed)
@@ -350,7 +361,8 @@ class Branch(tf.Module):
         """Features `[B, H, W, C]` to the logits `[B, K]` of a branch that does not fork."""
         x = tf.nn.relu(self.unit_last.bn(x, training))
         x = tf.reduce_mean(tf.cast(x, tf.float32), axis=(1, 2))  # (B, C)
-        return self.logits.fc(self.dropout(x, training, dropout_seed))
+        # A mean of ReLUs is its own ReLU: only the dropout matters here.
+        return self.logits.fc(self.relu(x, training, dropout_seed))
 
     def fork(self, x) -> list[tf.Tensor]:
         """What each branch behind the fork reads of the features `[B, H, W, C]`."""

@@ -54,6 +54,8 @@ def _flag_table() -> list[tuple]:
         ("l2_weight", weight, 1e-4, STAGES, "weight decay, lambda of eq. (1)"),
         ("gamma1", weight, 1.0, grouped, "weight of overlap (R_D, eq. 5): makes groups disjoint"),
         ("gamma2", weight, 1.0, grouped, "weight of weight_split (R_W, eq. 4): empties the cut"),
+        ("gamma2_step_epoch", _epochs, "", grouped, "epochs at which gamma2 grows, such as 10"),
+        ("gamma2_growth", positive, 10.0, grouped, "factor of each growth"),
         ("gamma3", weight, 10.0, grouped, "weight of uniform (R_E, eq. 6): balances the groups"),
         ("dropout_keep_prob", utils.number(float, above=0, high=1), 1.0, ("group", "split"),
          "share of the inputs of split layers that training keeps"),
@@ -123,7 +125,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
                 + " or ".join(stages)
             )
         if name not in given:
-            setattr(flags, name, [] if name == "lr_step_epoch" else default)
+            setattr(flags, name, [] if name.endswith("_step_epoch") else default)
     _check_flags(parser, flags, given)
     return flags
 
@@ -246,8 +248,8 @@ class Trainer(tf.Module):
         """Whether all weights and statistics are finite numbers."""
         return all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.net.variables)
 
-    def loss(self, logits, labels) -> dict[str, tf.Tensor]:
-        """The objective and its terms (without their weights), float32 scalars."""
+    def loss(self, logits, labels, growth=1.0) -> dict[str, tf.Tensor]:
+        """The objective, gamma2 times `growth`, and its terms (without weights), float32."""
         hyper = self.objective
         cross_entropy = tf.reduce_mean(
             tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
@@ -256,25 +258,25 @@ class Trainer(tf.Module):
         terms = {name: tf.zeros([]) for name in TERMS}
         if self._alphas:
             terms = grouping.regularizers(self.net, hyper.weighted_group_loss)
-        gammas = (hyper.gamma1, hyper.gamma2, hyper.gamma3)
+        gammas = (hyper.gamma1, hyper.gamma2 * growth, hyper.gamma3)
         loss = cross_entropy + hyper.l2_weight * l2
         loss += sum(gamma * terms[name] for gamma, name in zip(gammas, TERMS, strict=True))
         return {"loss": loss, "cross_entropy": cross_entropy, "l2": l2} | terms
 
     @tf.function
-    def step(self, images, labels, learning_rate) -> tf.Tensor:
-        """One update; returns the METRICS of this step, float32 `[7]`.
+    def step(self, images, labels, learning_rate, growth=1.0) -> tf.Tensor:
+        """One update with gamma2 times `growth`; returns its METRICS, float32 `[7]`.
 
         `images` and `labels` are what `strategy` distributed, or plain tensors without one.
         """
         seed = tf.stack([tf.constant(self.objective.seed, tf.int64), self.steps_done])
-        values = self.strategy.run(self._update, (images, labels, learning_rate, seed))
+        values = self.strategy.run(self._update, (images, labels, learning_rate, growth, seed))
         values = self.strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None)
         self.totals.assign_add(tf.concat([values, [1.0]], axis=0))
         self.steps_done.assign_add(1)
         return values
 
-    def _replica_step(self, images, labels, learning_rate, dropout_seed) -> tf.Tensor:
+    def _replica_step(self, images, labels, learning_rate, growth, dropout_seed) -> tf.Tensor:
         """The update on one replica, from its share of the batch; returns that one's METRICS."""
         hyper, context = self.objective, tf.distribute.get_replica_context()
         images = tf.cast(images, DTYPES[hyper.precision])
@@ -285,7 +287,7 @@ class Trainer(tf.Module):
             )
         with tf.GradientTape() as tape:
             logits = self.net(images, training=True, dropout_seed=dropout_seed)
-            metrics = self.loss(logits, labels)
+            metrics = self.loss(logits, labels, growth)
         variables = self.net.trainable_variables
         scales = [hyper.group_lr_scale if v.ref() in self._alphas else 1.0 for v in variables]
         grads = tape.gradient(metrics["loss"], variables)
@@ -577,8 +579,15 @@ class Loop:
 
     def learning_rate(self) -> float:
         f = self.flags
-        return utils.learning_rate(
+        return utils.stepwise(
             self.step, self.steps_per_epoch, f.initial_lr, f.lr_decay, f.lr_step_epoch
+        )
+
+    def gamma2_growth(self) -> float:
+        """Factor of gamma2 at this step."""
+        f = self.flags
+        return utils.stepwise(
+            self.step, self.steps_per_epoch, 1.0, f.gamma2_growth, f.gamma2_step_epoch
         )
 
     def train(self, interruption: utils.Interruption) -> None:
@@ -587,8 +596,10 @@ class Loop:
         while self.step < flags.max_steps and not self._interrupted(interruption):
             rate = self.learning_rate()
             images, labels = next(batches)
-            values = self.trainer.step(images, labels, tf.constant(rate, tf.float32)).numpy()
-            self._check_finite(values)
+            values = self.trainer.step(
+                images, labels, tf.constant(rate, tf.float32), tf.constant(self.gamma2_growth())
+            )
+            self._check_finite(values.numpy())
             self.step += 1
             if self.step == self._first + 1:
                 self._start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A run's plumbing: flags, errors, the run directory, metrics, checkpoints, the learning rate.
+"""A run's plumbing: flags, errors, the run directory, metrics, checkpoints, schedules.
 
 Import this module before the others: it loads TensorFlow without the messages of its start, which
 no setting of TensorFlow's own suppresses. Set TF_CPP_MIN_LOG_LEVEL=0 to see them.
@@ -200,14 +200,15 @@ def hardware() -> str:
     return ", ".join(parts)
 
 
-# ---------------------------------------------------------------- learning rate
+# ---------------------------------------------------------------- schedules
 
 
-def learning_rate(
-    step: int, steps_per_epoch: float, initial: float, decay: float, drop_epochs: Sequence[float]
+def stepwise(
+    step: int, steps_per_epoch: float, initial: float, factor: float, epochs: Sequence[float]
 ) -> float:
-    """Rate of step `step` (from 0): `initial`, times `decay` for every drop epoch that has come."""
-    return initial * decay ** sum(step >= epoch * steps_per_epoch for epoch in drop_epochs)
+    """Learning rate or gamma2 of step `step` (from 0): `initial`, times `factor` for each epoch
+    of `epochs` that has come."""
+    return initial * factor ** sum(step >= epoch * steps_per_epoch for epoch in epochs)
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import fails, inside, python, train_flags, write_data
+from conftest import fails, grouped_net, inside, python, train_flags, write_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +74,17 @@ def test_alphas_have_their_own_rate():
         moved[1][0], 5 * moved[0][0], rtol=1e-3, atol=1e-8
     )  # alpha is 0.01 in float32
     np.testing.assert_allclose(moved[1][1], moved[0][1], rtol=1e-5)
+
+
+def test_gamma2_grows_at_epochs(data_dir):
+    flags = train_flags("group", "x", data_dir, gamma2=2, gamma2_step_epoch="3,5", gamma2_growth=4)
+    flags = train.parse_flags(flags)
+    at = [utils.stepwise(s, 10, 1.0, 4, flags.gamma2_step_epoch) for s in (0, 29, 30, 49, 50)]
+    assert at == [1, 1, 4, 4, 16]
+    trainer = train.Trainer(grouped_net((2, 2, 2)), train.objective(flags), {})
+    logits, labels = tf.zeros([2, 100]), tf.constant([1, 2])
+    plain, grown = (trainer.loss(logits, labels, growth) for growth in (1.0, 4.0))
+    assert grown["loss"] - plain["loss"] == pytest.approx(2 * 3 * plain["weight_split"], rel=1e-4)
 
 
 def test_a_step_trains_under_bfloat16():
@@ -149,7 +160,7 @@ def test_grouping_starts_from_the_baselines_weights(runs):
     ))  # fmt: skip
     path = utils.find_checkpoint(runs["baseline"])
     about = {"dataset": "synthetic", "indices_sha256": ""}
-    net = train.start_from_weights(path, flags, about).net
+    net = train.network_from_weights(path, flags, about)
     np.testing.assert_array_equal(
         net.unit_3_0.conv_1.kernel, baseline["net/unit_3_0/conv_1/kernel"]
     )
@@ -346,7 +357,8 @@ KINDS = {
     "val_interval": "int", "checkpoint_interval": "int", "group_summary_interval": "int",
     "basemodel": "text", "checkpoint": "text", "seed": "int", "precision": "text",
     "deterministic": "bool", "keep": "int", "group_lr_scale": "float", "preset": "text",
-    "stray": "text",
+    "gamma2_step_epoch": "text", "gamma2_growth": "float", "devices": "text",
+    "jit_compile": "bool", "stray": "text",
 }  # fmt: skip
 FLAGS = st.lists(
     st.sampled_from(sorted(KINDS)).flatmap(lambda n: VALUES[KINDS[n]].map(lambda v: (n, v))),
@@ -369,7 +381,7 @@ def test_any_flags_give_a_valid_run_or_one_line(stage, flags):
             return
     assert "stray" not in flags and stage in train.STAGES
     train.objective(parsed)
-    rate = utils.learning_rate(1, 500, parsed.initial_lr, parsed.lr_decay, parsed.lr_step_epoch)
+    rate = utils.stepwise(1, 500, parsed.initial_lr, parsed.lr_decay, parsed.lr_step_epoch)
     assert 0 < rate <= parsed.initial_lr
     if stage == "split":
         assert parsed.basemodel or parsed.checkpoint

@@ -10,10 +10,10 @@ import utils
 
 
 def test_learning_rate_drops_at_epochs():
-    rates = [utils.learning_rate(step, 10, 0.1, 0.5, [2, 3]) for step in (0, 19, 20, 29, 30, 99)]
+    rates = [utils.stepwise(step, 10, 0.1, 0.5, [2, 3]) for step in (0, 19, 20, 29, 30, 99)]
     assert rates == [0.1, 0.1, 0.05, 0.05, 0.025, 0.025]
-    assert utils.learning_rate(25, 10, 0.1, 0.5, [2.55]) == 0.1
-    assert utils.learning_rate(99, 10, 0.1, 0.5, []) == 0.1
+    assert utils.stepwise(25, 10, 0.1, 0.5, [2.55]) == 0.1
+    assert utils.stepwise(99, 10, 0.1, 0.5, []) == 0.1
 
 
 @pytest.mark.parametrize("text", ["True", "true", "1", "yes"])
