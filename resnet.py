@@ -211,16 +211,18 @@ class ReLU:
                 f"training with dropout_keep_prob={self.keep_prob} needs dropout_seed=(seed, step)"
             )
         seed = tf.random.experimental.stateless_fold_in(seed, zlib.crc32(self.name.encode()))
-        # 16 random bits a feature cost half of what tf.nn.experimental.stateless_dropout takes.
-        threshold = min(max(round(self.keep_prob * 2**16), 1), 2**16 - 1)
-        scale = 2**16 / threshold
+        # 8 or 16 random bits a feature: fewer than tf.nn.experimental.stateless_dropout draws.
+        draw = tf.uint8 if self.keep_prob * 2**8 % 1 == 0 else tf.uint16
+        threshold = min(max(round(self.keep_prob * (draw.max + 1)), 1), draw.max)
+        scale = (draw.max + 1) / threshold
 
         @tf.custom_gradient
         def keep_some(x):
             size = tf.size(x)
-            bits = tf.random.stateless_uniform([(size + 1) // 2], seed, None, None, tf.uint32)
-            draws = tf.reshape(tf.reshape(tf.bitcast(bits, tf.uint16), [-1])[:size], tf.shape(x))
-            kept = tf.cast(draws < tf.constant(threshold, tf.uint16), x.dtype)
+            words = -(-size * draw.size // 4)
+            bits = tf.random.stateless_uniform([words], seed, None, None, tf.uint32)
+            draws = tf.reshape(tf.reshape(tf.bitcast(bits, draw), [-1])[:size], tf.shape(x))
+            kept = tf.cast(draws < tf.constant(threshold, draw), x.dtype)
             y = tf.nn.relu(x) * kept * scale
             return y, lambda dy: tf.raw_ops.ReluGrad(gradients=dy * scale, features=y)
 

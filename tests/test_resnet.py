@@ -270,7 +270,7 @@ def test_dropout_is_keyed_by_seed_step_and_layer():
     assert np.any(other.numpy() != this.numpy()) and abs(np.mean(this) - 1) < 0.1
 
 
-@pytest.mark.parametrize("keep_prob", [0.5, 0.3, 0.999999])
+@pytest.mark.parametrize("keep_prob", [0.5, 0.3, 0.999, 1 / 256])
 def test_dropout_keeps_its_share_the_mean_and_the_gradient(keep_prob):
     x = tf.constant(np.random.default_rng(0).normal(size=(101, 1001)), tf.float32)
     with tf.GradientTape() as tape:
