@@ -1,0 +1,125 @@
+"""benchmark.py, its contenders, and what the devices have to do by FLOPs."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import fails, grouped_net, images, inside, randomize
+
+import benchmark
+import placement
+import resnet
+import utils
+
+DEVICES = ["/CPU:0"] * 3  # the same one again and again computes the same
+
+
+def dense(**settings):
+    return randomize(resnet.ResNet(resnet.NetworkConfig(**settings)))
+
+
+@pytest.mark.parametrize("kind", [placement.Horizontal, placement.Vertical])
+@pytest.mark.parametrize(
+    "number, settings", [(1, {}), (2, {"k": 2}), (3, {"num_residual_units": 3})]
+)
+def test_dense_placements_compute_the_network(kind, number, settings):
+    net = dense(**{"k": 1} | settings)
+    placed = kind(net, DEVICES[:number])
+    np.testing.assert_allclose(placed(images(7)), net(images(7)), rtol=1e-4, atol=1e-4)
+    assert sum(placed.device_flops) == resnet.count(net)[1]
+    assert max(placed.device_flops) < 1.4 * resnet.count(net)[1] / number
+
+
+@pytest.mark.parametrize(
+    "groups, number, branch, hybrid",
+    [("1-2-2", 2, 1.35, 2.42), ("2-2-2", 2, 2.08, 3.06), ("2-4-4", 2, 2.29, 3.53),
+     ("3-3-3", 3, 2.61, 5.57)],
+)  # fmt: skip
+def test_speedups_by_flops_are_the_papers(groups, number, branch, hybrid):
+    flops = resnet.count(resnet.ResNet(benchmark._config(8, "dense")))[1]
+    tree = benchmark.equal_groups(benchmark._config(8, groups))
+    for expected, how in [(branch, "branch"), (hybrid, "hybrid")]:
+        placed = placement.place(tree, DEVICES[:number], how)
+        assert flops / max(placed.device_flops) == pytest.approx(expected, abs=0.015)
+
+
+def test_a_devices_flops_are_what_it_computes():
+    tree = resnet.split(grouped_net((2, 4, 4)))
+    placed = placement.PlacedTree(tree, ["/CPU:0"], hybrid=False)
+    assert placed.device_flops == [resnet.count(tree)[1]]
+    two = placement.PlacedTree(tree, ["/CPU:0"] * 2, hybrid=True)
+    assert sum(two.device_flops) == pytest.approx(resnet.count(tree)[1])
+
+
+def test_equal_groups_are_equal():
+    tree = benchmark.equal_groups(resnet.NetworkConfig(k=2, groups=(2, 4, 4)))
+    for name, group_of in tree.assignment.items():
+        sizes = np.bincount(group_of)
+        assert sizes.max() - sizes.min() <= 1, name
+
+
+def test_the_whole_benchmark(monkeypatch, tmp_path):
+    """Every part, as a person runs it, with fewer rows."""
+    monkeypatch.setattr(benchmark, "ROWS", [benchmark.ROWS[i] for i in (0, 1, 3, 8, 9)])
+    monkeypatch.setattr(benchmark, "STEPS", benchmark.STEPS[:2])
+    file = tmp_path / "benchmark.json"
+    flags = ["--k", 1, "--batch_size", 6, "--repeats", 2, "--output_file", file]
+    status, out, error = inside("benchmark.py", *flags)
+    assert status == 0, error
+    found = utils.read_json(file)
+    assert {"hardware", "versions", "parallel", "training", "pipeline", "peers"} == found.keys()
+    placed = [(r["row"], r["devices"], r["placement"]) for r in found["parallel"]]
+    assert placed == [(row, number, how) for row, _, number, how, _ in benchmark.ROWS]
+    for row in found["parallel"]:
+        assert row["images_per_second"] == pytest.approx(6 / row["seconds"])
+        assert row["speedup"] > 0 and row["device_memory"] > 0 and row["batch_size"] == 6
+    assert found["parallel"][3]["groups"] == "2-2-2"
+    assert [(r["stage"], r["k"]) for r in found["training"]] == [("baseline", 1), ("group", 1)]
+    assert found["training"][0]["seconds_per_step"] > 0
+    assert found["pipeline"]["images_per_second_per_core"] > 10000
+    assert 0 <= found["pipeline"]["wait_share"] < 1
+    assert "| Deep " in out and "too few cores" in out
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_keras_peer(precision, tmp_path):
+    file = tmp_path / "peers.json"
+    flags = ["--k", 1, "--batch_size", 6, "--repeats", 1, "--output_file", file]
+    status, _, error = inside("benchmark.py", "--peer", "keras", "--precision", precision, *flags)
+    assert status == 0, error
+    [row] = utils.read_json(file)["peers"]
+    assert row["peer"] == "keras" and row["precision"] == precision
+    assert row["relative"] == pytest.approx(row["our_seconds_per_step"] / row["seconds_per_step"])
+    assert row["peak_memory"] > 0 and row["our_peak_memory"] > 0
+
+
+def test_what_is_refused(tmp_path):
+    for flags, says in [
+        (["--only", "paralel"], "--only takes parallel"),
+        (["--peer", "jax"], "--peer takes keras"),
+        (["--precision", "float16"], "--precision takes"),
+        (["--k", "0.1"], "too small"),
+        (["--repeats", "0"], "whole number"),
+    ]:
+        fails("benchmark.py", *flags, status=2, says=says)
+    fails("benchmark.py", "--output_file", tmp_path / "no" / "b.json", says="output_file")
+    flags = ["--only", "parallel", "--output_file", tmp_path / "b.json", "--k", 1]
+    fails("benchmark.py", *flags, "--devices", "/GPU:7", says="/GPU:7 is not there")
+    fails("benchmark.py", *flags, "--checkpoint", tmp_path, says="no checkpoint")
+
+
+def test_a_contender_that_fails_says_why(tmp_path):
+    with pytest.raises(ValueError, match="could not measure it.*nothere"):
+        benchmark.Contender(benchmark.make_peer, "nothere", 1, "float32", 2)
+
+
+def test_first_step_is_counted_from_the_processs_start():
+    with benchmark.Contender(benchmark.make_training, "baseline", 1.0, 1, "float32", 2) as it:
+        assert 1 < it.about["first_step_seconds"] < 60
+        assert it.seconds() < it.about["first_step_seconds"]
+
+
+def test_bfloat16_keeps_the_rest_in_float32():
+    net = dense(k=1)
+    logits = net(tf.cast(images(2), tf.bfloat16))
+    assert logits.dtype == tf.float32
+    assert all(v.dtype == tf.float32 for v in net.variables)
