@@ -108,7 +108,10 @@ def load_network(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.SplitR
                 f"--mask needs a grouped dense network, but {path} is none: leave it out"
             )
         resnet.mask(net)
-    about = {name: description.get(name) for name in ("dataset", "stage", "seed", "preset")}
+    about = {
+        name: description.get(name)
+        for name in ("dataset", "stage", "seed", "preset", "class_groups")
+    }
     return net, about | {"step": int(tensors.get("step", tensors.get("global_step", 0)))}
 
 

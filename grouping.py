@@ -259,6 +259,26 @@ def hard_assignments(net) -> dict[str, np.ndarray]:
     return assignment
 
 
+def given_assignment(config, class_groups: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """What `hard_assignments` gives, from given classes of each group of the classifier.
+
+    Features are shared out in proportion to the classes, in runs, every group at least one.
+    """
+    classes = np.array([len(group) for group in class_groups])
+    assignment = {}
+    for name, (num_groups, size) in indicator_shapes(config).items():
+        if name == "q1":
+            assignment[name] = np.zeros(size, np.int64)
+            for number, group in enumerate(class_groups):
+                assignment[name][group] = number
+            continue
+        shares = [classes[list(run)].sum() for run in merge_runs(len(classes), num_groups)]
+        bounds = np.round(np.cumsum(shares) / classes.sum() * (size - num_groups)).astype(int)
+        sizes = np.diff(bounds, prepend=0) + 1
+        assignment[name] = np.repeat(np.arange(num_groups), sizes)
+    return assignment
+
+
 def merged_assignments(config, assignment: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`assignment` with q2 and q3 added: the super-group of each feature's sub-group."""
     merged = dict(assignment)

@@ -40,6 +40,8 @@ class NetworkConfig:
         groups: groups of (unit_2, unit_3, logits); 1 means not split.
         dropout_keep_prob: for the inputs of split layers, in training.
         bn_no_scale: do not train the scale (gamma) of the blocks' batch normalization.
+        dropout_unsplit: dropout where a deep split has it although nothing is split there, which
+            is the paper's baseline with dropout.
     """
 
     num_residual_units: int = 2
@@ -48,6 +50,7 @@ class NetworkConfig:
     groups: tuple[int, int, int] = (1, 1, 1)
     dropout_keep_prob: float = 1.0
     bn_no_scale: bool = False
+    dropout_unsplit: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -72,6 +75,11 @@ class NetworkConfig:
     def features(self, level: int) -> int:
         """Number of output features of level 0 (`init_conv`), 1, 2 or 3."""
         return 16 if level == 0 else int(16 * self.k) * 2 ** (level - 1)
+
+    def keep_prob(self, level: int) -> float:
+        """Share of the inputs that training keeps at level 1, 2, 3 or 4 (the classifier)."""
+        drops = level > 1 and (self.dropout_unsplit or self.groups[level - 2] > 1)
+        return self.dropout_keep_prob if drops else 1.0
 
     @property
     def name(self) -> str:
@@ -232,11 +240,10 @@ class ReLU:
 class Block(tf.Module):
     """Pre-activation residual block: BN, ReLU, 3x3 convolution, twice."""
 
-    def __init__(self, name, config, inputs, inner, outputs, resolution, first, dropout, seed):
+    def __init__(self, name, config, inputs, inner, outputs, resolution, first, keep_prob, seed):
         super().__init__()
         stride = 2 if first and resolution < IMAGE_SIZE else 1
         train_scale = not config.bn_no_scale
-        keep_prob = config.dropout_keep_prob if dropout else 1
         self.bn_1 = BatchNorm(f"{name}/bn_1", inputs, train_scale)
         self.relu_1 = ReLU(f"{name}/dropout_1", keep_prob)
         self.conv_1 = Conv(f"{name}/conv_1", 3, inputs, inner, resolution, stride, seed)
@@ -297,13 +304,12 @@ class Branch(tf.Module):
         resolution = IMAGE_SIZE >> (level - 1)
         inputs = partition.inputs(level, group) if level > 1 else self._stem_features(partition)
         outputs = partition.outputs(level, group)
-        split = level > 1 and self.config.groups[level - 2] > 1
         for unit in range(self.config.num_residual_units):
             name = f"unit_{level}_{unit}"
             inner = partition.inner(level, unit, group)
             block = Block(
                 prefix + name, self.config, inputs, inner, outputs,
-                resolution, unit == 0, split, seed,
+                resolution, unit == 0, self.config.keep_prob(level), seed,
             )  # fmt: skip
             setattr(self, name, block)
             inputs = outputs
@@ -318,8 +324,7 @@ class Branch(tf.Module):
 
     def _add_head(self, partition, group, prefix, seed):
         inputs, self.classes = partition.inputs(4, group), partition.classes(group)
-        keep_prob = self.config.dropout_keep_prob if self.config.groups[2] > 1 else 1
-        self.relu = ReLU(f"{prefix}logits/dropout", keep_prob)
+        self.relu = ReLU(f"{prefix}logits/dropout", self.config.keep_prob(4))
         self.unit_last, self.logits = tf.Module(), tf.Module()
         self.unit_last.bn = BatchNorm(f"{prefix}unit_last/bn", inputs)
         self.logits.fc = Linear(f"{prefix}logits/fc", inputs, self.classes, seed)
@@ -451,8 +456,8 @@ class SplitResNet(_Network):
         super().__init__(config, partition, seed=seed)
 
 
-def split(net: ResNet) -> SplitResNet:
-    """Cut a dense network into the tree of its hard groups.
+def split(net: ResNet, assignment: dict[str, np.ndarray] | None = None) -> SplitResNet:
+    """Cut a dense network into the tree of its hard groups, or of an assignment's.
 
     The tree computes what the dense network does once every weight between different groups is
     zero: the same pre-activation blocks, batch normalization parameters and moving statistics.
@@ -460,7 +465,7 @@ def split(net: ResNet) -> SplitResNet:
     Raises:
         ValueError: a group is empty; names the indicator.
     """
-    tree = SplitResNet(net.config, grouping.hard_assignments(net))
+    tree = SplitResNet(net.config, assignment or grouping.hard_assignments(net))
     dense = {path_of(layer): layer for layer in layers(net)}
     for layer in layers(tree):
         layer.cut(dense[re.sub(r"branch_\d+/", "", path_of(layer))])

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 import cifar100
+import class_groups
 import grouping
 import placement
 import resnet
@@ -51,14 +52,16 @@ def _flag_table() -> list[tuple]:
         ("ngroups1", count, 1, ("group", "split"), "groups of the classifier; 1: not split"),
         ("ngroups2", count, 1, ("group", "split"), "groups of unit_3; 1: not split"),
         ("ngroups3", count, 1, ("group", "split"), "groups of unit_2; 1: not split"),
+        ("groups", str, "", ("split",),
+         f"cut a baseline into given groups instead: {', '.join(class_groups.KINDS)} (by --seed)"),
         ("l2_weight", weight, 1e-4, STAGES, "weight decay, lambda of eq. (1)"),
         ("gamma1", weight, 1.0, grouped, "weight of overlap (R_D, eq. 5): makes groups disjoint"),
         ("gamma2", weight, 1.0, grouped, "weight of weight_split (R_W, eq. 4): empties the cut"),
         ("gamma2_step_epoch", _epochs, "", grouped, "epochs at which gamma2 grows, such as 10"),
         ("gamma2_growth", positive, 10.0, grouped, "factor of each growth"),
         ("gamma3", weight, 10.0, grouped, "weight of uniform (R_E, eq. 6): balances the groups"),
-        ("dropout_keep_prob", utils.number(float, above=0, high=1), 1.0, ("group", "split"),
-         "share of the inputs of split layers that training keeps"),
+        ("dropout_keep_prob", utils.number(float, above=0, high=1), 1.0, STAGES,
+         "share of the inputs of split layers that training keeps (baseline: of unit_2 and on)"),
         ("momentum", utils.number(float, low=0, below=1), 0.9, STAGES, "of the optimizer"),
         ("bn_no_scale", utils.boolean, False, STAGES, "do not train gamma of the blocks' BN"),
         ("weighted_group_loss", utils.boolean, True, grouped,
@@ -131,28 +134,34 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set[str]) -> None:
-    """Contradictions between flags; sets `flags.groups`."""
+    """Contradictions between flags; sets `flags.ngroups`."""
     if flags.precision not in DTYPES:
         parser.error(f"--precision must be {' or '.join(DTYPES)}, got {flags.precision!r}")
     flags.devices = [name for name in flags.devices.split(",") if name]
     if flags.jit_compile and (len(flags.devices) > 1 or os.environ.get("TF_CONFIG")):
         parser.error("--jit_compile compiles for one device: leave it or --devices out")
-    flags.groups = (flags.ngroups3, flags.ngroups2, flags.ngroups1)
-    shown = grouping.format_groups(flags.groups)
+    flags.ngroups = (flags.ngroups3, flags.ngroups2, flags.ngroups1)
+    shown = grouping.format_groups(flags.ngroups)
+    if flags.groups not in ("", *class_groups.KINDS, None):
+        kinds = ", ".join(class_groups.KINDS)
+        parser.error(f"--groups must be one of {kinds}, got {flags.groups!r}")
+    if flags.groups and max(flags.ngroups) == 1:
+        parser.error(f"--groups {flags.groups} needs their numbers: set --ngroups1 to 2 or more")
     if flags.stage == "split":
         if not flags.basemodel and not flags.checkpoint:
             parser.error("stage split cuts a grouped network: name its run with --basemodel")
         if not given & {"ngroups1", "ngroups2", "ngroups3"}:
-            flags.groups = None
+            flags.ngroups = None
         for name in {"k", "num_residual_units"} - given:
             setattr(flags, name, None)
-    elif flags.stage == "group" and max(flags.groups) == 1:
+    elif flags.stage == "group" and max(flags.ngroups) == 1:
         parser.error(
             f"stage group needs groups, but --ngroups3-2-1 are {shown}: set --ngroups1 to 2 or "
             "more, or use --stage baseline"
         )
     try:
-        settings = {name: getattr(flags, name) for name in ("k", "num_residual_units", "groups")}
+        settings = {name: getattr(flags, name) for name in ("k", "num_residual_units")}
+        settings["groups"] = flags.ngroups
         resnet.NetworkConfig(**{name: v for name, v in settings.items() if v is not None})
     except ValueError as error:
         parser.error(f"{error} [--ngroups3 is unit_2, --ngroups2 unit_3, --ngroups1 logits]")
@@ -418,19 +427,44 @@ def network_from_weights(path: str, flags: argparse.Namespace, about: dict):
     base, description = load_network(path, utils.read_checkpoint(path), **changes)
     _check_dataset(path, description, flags, about)
     grouped = max(base.config.groups) > 1
+    if flags.stage == "split" and flags.groups:
+        return _cut_as_given(path, base, flags)
     if flags.stage == "split":
         _check_network(path, base.config, flags)
         if not grouped:
-            raise ValueError(f"{path} has no groups to cut: run --stage group first")
+            raise ValueError(
+                f"{path} has no groups to cut: run --stage group first, or give some with --groups"
+            )
         return resnet.split(base) if isinstance(base, resnet.ResNet) else base
     if not isinstance(base, resnet.ResNet):
         raise ValueError(f"{path} is a tree already: only stage split goes on from it")
     _check_network(path, base.config, flags, groups=grouped)
-    net = resnet.ResNet(network_config(flags), flags.seed)
-    # Groups that the base does not have start anew.
-    variables = [*([] if grouped else net.alphas.values()), *base.variables]
+    return _with_weights_of(base, network_config(flags), flags.seed)
+
+
+def _with_weights_of(base: resnet.ResNet, config: resnet.NetworkConfig, seed: int) -> resnet.ResNet:
+    """A dense network with another's weights; groups that the other does not have start anew."""
+    net = resnet.ResNet(config, seed)
+    variables = [*([] if base.alphas else net.alphas.values()), *base.variables]
     resnet.load_weights(net, {resnet.name_of(v): v.numpy() for v in variables})
     return net
+
+
+def _cut_as_given(path: str, base, flags: argparse.Namespace) -> resnet.SplitResNet:
+    """The tree of a baseline's weights in the class groups that --groups gives."""
+    if max(base.config.groups) > 1:
+        raise ValueError(f"{path} has groups of its own: --groups {flags.groups} cuts a baseline")
+    _check_network(path, base.config, flags, groups=False)
+    config = dataclasses.replace(base.config, groups=flags.ngroups, dropout_unsplit=False)
+    if flags.groups == "semantic":
+        given = class_groups.semantic(config.groups[2], cifar100.describe(flags.data_dir))
+    elif flags.groups == "random":
+        given = class_groups.random(config.groups[2], config.num_classes, flags.seed)
+    else:
+        classifier = base.logits.fc.weights.numpy()
+        given = class_groups.clustering(config.groups, classifier, flags.seed)
+    net = _with_weights_of(base, config, flags.seed)
+    return resnet.split(net, grouping.given_assignment(config, given))
 
 
 def network_config(flags: argparse.Namespace) -> resnet.NetworkConfig:
@@ -439,9 +473,10 @@ def network_config(flags: argparse.Namespace) -> resnet.NetworkConfig:
         num_residual_units=flags.num_residual_units,
         k=flags.k,
         num_classes=cifar100.NUM_CLASSES,
-        groups=flags.groups,
+        groups=flags.ngroups,
         dropout_keep_prob=flags.dropout_keep_prob,
         bn_no_scale=flags.bn_no_scale,
+        dropout_unsplit=flags.stage == "baseline",
     )
 
 
@@ -453,11 +488,13 @@ def objective(flags: argparse.Namespace) -> Objective:
 
 def _check_network(path, config, flags, groups=True, also=()) -> None:
     """Raise ValueError where a checkpoint's network is not the one that the flags ask for."""
-    names = ["num_residual_units", "k", *(["groups"] if groups else []), *also]
+    wanted = {name: getattr(flags, name) for name in ("num_residual_units", "k", *also)}
+    if groups:
+        wanted["groups"] = flags.ngroups
     differing = [
-        f"{name} is {getattr(config, name)}, not {getattr(flags, name)}"
-        for name in names
-        if getattr(flags, name) is not None and getattr(config, name) != getattr(flags, name)
+        f"{name} is {getattr(config, name)}, not {value}"
+        for name, value in wanted.items()
+        if value is not None and getattr(config, name) != value
     ]
     if differing:
         raise ValueError(
@@ -718,6 +755,7 @@ def main(argv: Sequence[str]) -> int:
         "stage": flags.stage,
         "seed": flags.seed,
         "preset": flags.preset,
+        "class_groups": flags.groups or "learned" if flags.stage != "baseline" else "",
         "dataset": dataset["dataset"],
         "indices_sha256": dataset.get("indices_sha256", ""),
     }

@@ -111,7 +111,9 @@ def test_presets_are_valid(script, preset, tmp_path):
             10,
             0.5,
         )
-        assert flags.lr_step_epoch == [240, 300] and flags.bn_no_scale and flags.groups == (2, 2, 2)
+        assert (
+            flags.lr_step_epoch == [240, 300] and flags.bn_no_scale and flags.ngroups == (2, 2, 2)
+        )
     if preset == "paper" and script == "split.sh":
         assert (flags.max_steps, flags.l2_weight, flags.lr_step_epoch) == (120000, 5e-4, [100, 140])
         assert flags.dropout_keep_prob == 1 and not flags.bn_no_scale

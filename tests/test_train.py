@@ -212,7 +212,7 @@ def test_evaluation_counts_every_image_once(data_dir):
         ("group", {"gama1": 1}, "did you mean --gamma1?"),
         ("baseline", {"gamma1": 1}, "no effect in stage baseline"),
         ("baseline", {"ngroups1": 2}, "no effect in stage baseline"),
-        ("baseline", {"dropout_keep_prob": 0.5}, "no effect in stage baseline"),
+        ("group", {"groups": "random"}, "no effect in stage group"),
         ("split", {"basemodel": "x", "group_lr_scale": 2}, "no effect in stage split"),
         ("split", {}, "--basemodel"),
         ("group", {"ngroups1": 1, "ngroups2": 1, "ngroups3": 1}, "needs groups"),

@@ -1,0 +1,124 @@
+"""Given class groups: semantic, clustering, random; features in proportion; trees of baselines."""
+
+import numpy as np
+import pytest
+from conftest import fails, inside, train_flags
+
+import class_groups
+import grouping
+import resnet
+import utils
+
+DATA = {
+    "superclass_names": sorted(class_groups.SEMANTIC_ORDER),
+    "superclass_of_class": np.random.default_rng(0).permutation(np.repeat(np.arange(20), 5)),
+}
+
+
+def check(groups, number, num_classes=100):
+    assert len(groups) == number and min(len(g) for g in groups) >= 1
+    assert sorted(np.concatenate(groups)) == list(range(num_classes))
+
+
+@pytest.mark.parametrize("number, sizes", [(2, [50, 50]), (3, [35, 35, 30]), (4, [25] * 4)])
+def test_semantic_groups_hold_whole_superclasses(number, sizes):
+    groups = class_groups.semantic(number, DATA)
+    check(groups, number)
+    assert [len(group) for group in groups] == sizes
+    supers = [set(DATA["superclass_of_class"][group]) for group in groups]
+    assert not set.intersection(*supers[:2])
+    first = {DATA["superclass_names"][i] for i in supers[0]}
+    assert {"people", "small_mammals"} <= first and "vehicles_1" not in first
+
+
+def test_semantic_groups_of_another_data_set():
+    data = DATA | {"superclass_names": [f"super{i}" for i in range(20)]}
+    groups = class_groups.semantic(2, data)
+    assert set(DATA["superclass_of_class"][groups[0]]) == set(range(10))
+    with pytest.raises(ValueError, match="20 superclasses"):
+        class_groups.semantic(21, data)
+
+
+def test_semantic_order_is_cifar100s(data_dir):
+    assert len(set(class_groups.SEMANTIC_ORDER)) == 20
+
+
+def test_random_groups_are_equal_and_drawn_from_the_seed():
+    groups = class_groups.random(3, 100, seed=1)
+    check(groups, 3)
+    assert [len(group) for group in groups] == [34, 33, 33]
+    again, other = class_groups.random(3, 100, seed=1), class_groups.random(3, 100, seed=2)
+    assert all(np.array_equal(a, b) for a, b in zip(groups, again, strict=True))
+    assert not np.array_equal(groups[0], other[0])
+
+
+def test_clustering_finds_the_groups_of_a_classifier():
+    """Four directions in two pairs, found as a hierarchy: the pairs are neighbours."""
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(0)
+    basis = np.eye(64)[:4]
+    basis[1] += 0.8 * basis[0]
+    basis[3] += 0.8 * basis[2]
+    kind = rng.integers(0, 4, 100)
+    classifier = (basis[kind] + 0.05 * rng.normal(size=(100, 64))).T
+    groups = class_groups.clustering((2, 4, 4), classifier, seed=0)
+    check(groups, 4)
+    found = [set(kind[group]) for group in groups]
+    assert all(len(kinds) == 1 for kinds in found)
+    assert {frozenset(found[0] | found[1]), frozenset(found[2] | found[3])} == {
+        frozenset({0, 1}), frozenset({2, 3})
+    }  # fmt: skip
+    for shape in [(1, 1, 4), (2, 2, 2), (3, 3, 3), (1, 2, 4)]:
+        check(class_groups.clustering(shape, classifier, seed=0), shape[2])
+
+
+@pytest.mark.parametrize("groups, k", [((2, 4, 4), 1), ((3, 3, 3), 2), ((1, 1, 4), 1)])
+def test_features_are_shared_out_in_proportion_to_classes(groups, k):
+    config = resnet.NetworkConfig(k=k, groups=groups)
+    bounds = np.cumsum(np.random.default_rng(0).dirichlet(np.ones(groups[2])) * 96)[:-1]
+    given = np.split(np.arange(100), bounds.astype(int) + np.arange(1, groups[2]))
+    assignment = grouping.given_assignment(config, given)
+    for number, group in enumerate(given):
+        assert (assignment["q1"][group] == number).all()
+    for name, (number, size) in grouping.indicator_shapes(config).items():
+        runs = grouping.merge_runs(groups[2], number)
+        shares = [sum(len(given[g]) for g in run) / 100 for run in runs]
+        found = np.bincount(assignment[name], minlength=number)
+        assert found.sum() == size and found.min() >= 1
+        if name != "q1":
+            np.testing.assert_allclose(found, np.array(shares) * size, atol=number + 1)
+    resnet.SplitResNet(config, assignment)  # which accepts it
+
+
+@pytest.mark.parametrize("kind", class_groups.KINDS)
+def test_a_baseline_is_cut_into_given_groups(kind, data_dir, tmp_path):
+    if kind == "clustering":
+        pytest.importorskip("sklearn")
+    base = tmp_path / "baseline"
+    status, _, error = inside("train.py", *train_flags("baseline", base, data_dir, max_steps=2))
+    assert status == 0, error
+    flags = {"ngroups1": 4, "ngroups2": 4, "ngroups3": 2, "basemodel": base, "groups": kind}
+    for steps in (2, 4):  # and goes on
+        run = train_flags("split", tmp_path / kind, data_dir, max_steps=steps, seed=3, **flags)
+        status, _, error = inside("train.py", *run)
+        assert status == 0, error
+    result = utils.read_json(tmp_path / kind / "result.json")
+    assert result["groups"] == "2-4-4" and result["class_groups"] == kind
+    check([np.array(group) for group in result["group_classes"]], 4)
+    if kind == "random":
+        expected = class_groups.random(4, 100, seed=3)
+        assert result["group_classes"] == [group.tolist() for group in expected]
+
+
+def test_what_is_refused(data_dir, tmp_path):
+    split = {"basemodel": tmp_path, "groups": "random"}
+    fails("train.py", *train_flags("split", tmp_path / "r", data_dir, **split), status=2,
+          says="set --ngroups1 to 2")  # fmt: skip
+    split |= {"ngroups1": 2, "groups": "rondom"}
+    fails("train.py", *train_flags("split", tmp_path / "r", data_dir, **split), status=2,
+          says="must be one of semantic")  # fmt: skip
+    grouped = tmp_path / "group"
+    assert inside("train.py", *train_flags("group", grouped, data_dir, max_steps=1))[0] == 0
+    split |= {"basemodel": grouped, "groups": "random"}
+    fails("train.py", *train_flags("split", tmp_path / "r", data_dir, **split),
+          says="has groups of its own")  # fmt: skip
