@@ -205,13 +205,6 @@ def _config(k: float, groups: str) -> resnet.NetworkConfig:
     return resnet.NetworkConfig(k=k, groups=numbers)
 
 
-def equal_groups(config: resnet.NetworkConfig) -> resnet.SplitResNet:
-    """A tree whose groups all have the same number of features and classes, where they can."""
-    shapes = grouping.indicator_shapes(config).items()
-    assignment = {name: np.arange(size) * groups // size for name, (groups, size) in shapes}
-    return resnet.SplitResNet(config, assignment)
-
-
 def make_inference(net, devices, how, precision, batch_size):
     """`net` is a number k with groups, such as (8, '2-2-2'), or the path of a tree."""
     devices = placement.find_devices(devices)
@@ -219,7 +212,7 @@ def make_inference(net, devices, how, precision, batch_size):
         net = train.load_network(net, utils.read_checkpoint(net))[0]
     else:
         config = _config(*net)
-        net = equal_groups(config) if max(config.groups) > 1 else resnet.ResNet(config)
+        net = resnet.equal_tree(config) if max(config.groups) > 1 else resnet.ResNet(config)
     flops = resnet.count(net)[1]
     placed = PLACED[how](net, devices) if how in PLACED else placement.place(net, devices, how)
     predict = train.predictor(placed, precision)
@@ -288,7 +281,7 @@ def make_training(stage, keep_prob, k, precision, batch_size):
     config = resnet.NetworkConfig(
         k=k, groups=(1, 1, 1) if stage == "baseline" else (2, 2, 2), dropout_keep_prob=keep_prob
     )
-    net = equal_groups(config) if stage == "split" else resnet.ResNet(config)
+    net = resnet.equal_tree(config) if stage == "split" else resnet.ResNet(config)
     trainer = train.Trainer(net, train.Objective(precision=precision), {})
     images, labels = (tf.constant(x) for x in peers.random_batch(batch_size))
     rate = tf.constant(peers.LEARNING_RATE)

@@ -1,8 +1,9 @@
-"""Groups of classes that are given, not learned: the paper's variants S, C and R (Table 1).
+"""Groups of classes: those that are given, the paper's variants S, C and R, and what groups mean.
 
-Each function returns the classes of every group of the classifier, first to last; neighbouring
-groups are the ones that a hierarchy such as 2-4-4 merges. `grouping.given_assignment` shares the
-features out accordingly.
+`semantic`, `random` and `clustering` return the classes of every group of the classifier, first to
+last; neighbouring groups are the ones that a hierarchy such as 2-4-4 merges.
+`grouping.given_assignment` shares the features out accordingly. `pairs_together` tells how far
+groups agree with the superclasses.
 """
 
 from __future__ import annotations
@@ -98,3 +99,25 @@ def clustering(groups: Sequence[int], classifier: np.ndarray, seed: int) -> list
         return divided
 
     return divide(np.arange(classifier.shape[1]), groups)
+
+
+# ---------------------------------------------------------------- what groups mean
+
+
+def pairs_together(groups: Sequence[Sequence[int]], superclass_of_class: Sequence[int]) -> float:
+    """Share of the pairs of classes of one superclass that are in one group."""
+    group_of = {c: g for g, classes in enumerate(groups) for c in classes}
+    together = [
+        group_of[a] == group_of[b]
+        for a in group_of
+        for b in group_of
+        if a < b and superclass_of_class[a] == superclass_of_class[b]
+    ]
+    return sum(together) / len(together)
+
+
+def chance_together(groups: Sequence[Sequence[int]]) -> float:
+    """The same for random groups of these sizes: the share of all pairs that are in one group."""
+    sizes = [len(classes) for classes in groups]
+    total = sum(sizes)
+    return sum(n * (n - 1) for n in sizes) / (total * (total - 1))

@@ -19,6 +19,7 @@ import tensorflow as tf
 from six.moves import cPickle as pickle
 
 import cifar100
+import class_groups
 import placement
 import resnet
 import train
@@ -142,7 +143,8 @@ def main(argv: Sequence[str]) -> int | None:
     if flags.cluster:
         devices = placement.connect(flags.cluster)
     net, about = load_network(path, flags.mask)
-    dataset = cifar100.describe(flags.data_dir)["dataset"]
+    data = cifar100.describe(flags.data_dir)
+    dataset = data["dataset"]
     if about["dataset"] not in (None, dataset):
         raise ValueError(
             f"{path} was trained on {about['dataset']}, but {flags.data_dir} holds {dataset}: "
@@ -172,6 +174,10 @@ def main(argv: Sequence[str]) -> int | None:
     values = train.result(net, evaluation, **about)
     groups = [np.array(classes, int) for classes in values["group_classes"]]
     values["group_accuracy"] = group_accuracies(evaluation.confusion, groups)
+    if len(groups) > 1:
+        pairs = class_groups.pairs_together(groups, data["superclass_of_class"])
+        values["superclass_pairs"] = pairs
+        values["superclass_pairs_chance"] = class_groups.chance_together(groups)
     values["test_time"] = test_time
     values["confusion_matrix"] = evaluation.confusion.tolist()
     report(values)

@@ -31,25 +31,6 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def pairs_together(groups: Sequence[Sequence[int]], superclass_of_class: Sequence[int]) -> float:
-    """Share of the pairs of classes of one superclass that are in one group."""
-    group_of = {c: g for g, classes in enumerate(groups) for c in classes}
-    together = [
-        group_of[a] == group_of[b]
-        for a in group_of
-        for b in group_of
-        if a < b and superclass_of_class[a] == superclass_of_class[b]
-    ]
-    return sum(together) / len(together)
-
-
-def chance_together(groups: Sequence[Sequence[int]]) -> float:
-    """The same for random groups of these sizes: the share of all pairs that are in one group."""
-    sizes = [len(classes) for classes in groups]
-    total = sum(sizes)
-    return sum(n * (n - 1) for n in sizes) / (total * (total - 1))
-
-
 def summary(results: dict[str, dict], data: dict) -> str:
     """One page of text from the three results of `RESULTS` and the data set's description."""
     grouped, cut, tree = (results[name] for name in RESULTS)
@@ -69,8 +50,8 @@ def summary(results: dict[str, dict], data: dict) -> str:
         saved = 1 - tree[name] / grouped[name]
         lines.append(f"{name:<19}{grouped[name]:,} -> {tree[name]:,}, {saved:.1%} saved")
     lines.append(
-        f"superclasses       {pairs_together(groups, data['superclass_of_class']):.2f} of the "
-        f"pairs of classes of one superclass are together (chance {chance_together(groups):.2f})"
+        f"superclasses       {tree['superclass_pairs']:.2f} of the pairs of classes of one "
+        f"superclass are together (chance {tree['superclass_pairs_chance']:.2f})"
     )
     for number, classes in enumerate(groups):
         names = ", ".join(data["class_names"][c] for c in classes)

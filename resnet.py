@@ -472,6 +472,12 @@ def split(net: ResNet, assignment: dict[str, np.ndarray] | None = None) -> Split
     return tree
 
 
+def equal_tree(config: NetworkConfig) -> SplitResNet:
+    """A new tree of equal groups: what a split saves by its numbers alone."""
+    classes = np.array_split(np.arange(config.num_classes), config.groups[2])
+    return SplitResNet(config, grouping.given_assignment(config, classes))
+
+
 def mask(net: ResNet) -> None:
     """Set every weight of the dense network between different groups to zero, in place.
 

@@ -36,7 +36,7 @@ def test_dense_placements_compute_the_network(kind, number, settings):
 )  # fmt: skip
 def test_speedups_by_flops_are_the_papers(groups, number, branch, hybrid):
     flops = resnet.count(resnet.ResNet(benchmark._config(8, "dense")))[1]
-    tree = benchmark.equal_groups(benchmark._config(8, groups))
+    tree = resnet.equal_tree(benchmark._config(8, groups))
     for expected, how in [(branch, "branch"), (hybrid, "hybrid")]:
         placed = placement.place(tree, DEVICES[:number], how)
         assert flops / max(placed.device_flops) == pytest.approx(expected, abs=0.015)
@@ -51,7 +51,7 @@ def test_a_devices_flops_are_what_it_computes():
 
 
 def test_equal_groups_are_equal():
-    tree = benchmark.equal_groups(resnet.NetworkConfig(k=2, groups=(2, 4, 4)))
+    tree = resnet.equal_tree(resnet.NetworkConfig(k=2, groups=(2, 4, 4)))
     for name, group_of in tree.assignment.items():
         sizes = np.bincount(group_of)
         assert sizes.max() - sizes.min() <= 1, name

@@ -1,0 +1,247 @@
+"""The paper's CIFAR-100 tables from result.json files: our numbers beside the paper's.
+
+    python table.py runs/cpu/table              rows that table.sh has made so far
+    python table.py --publish runs/cpu/table    copy them into results/, without the checkpoints
+    python table.py --write README.md           results/ into the README, between its markers
+
+Errors are of the 10,000 test images, at the end of the last stage: nothing is picked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import shutil
+import statistics
+from collections.abc import Sequence
+
+import utils  # isort: skip, it quiets TensorFlow's start
+
+import resnet
+
+RESULTS = "results"
+MARKERS = ("<!-- results: written by table.py -->", "<!-- end of results -->")
+METRICS_LINES = 500  # of a published metrics.jsonl
+VARIANTS = ("S", "C", "R")
+# Test error, %: (title, row, paper's with semantic, clustering, random and learned groups).
+TABLE_1 = [
+    ("WRN-16-k", "baseline", None, None, None, 24.28),
+    ("WRN-16-k, dropout", "baseline_dropout", None, None, None, 24.52),
+    ("narrower WRN, not split", "narrow", None, None, None, None),
+    ("FC split (1-1-4)", "fc_1-1-4", 23.80, 23.72, 24.30, 24.26),
+    ("Shallow (1-2-2)", "shallow_1-2-2", 24.46, 24.54, 25.46, 23.96),
+    ("Deep (2-2-2)", "deep_2-2-2", 25.04, 26.04, 27.12, 24.62),
+    ("Hierarchical (2-4-4)", "hier_2-4-4", 24.92, 25.98, 26.78, 24.80),
+    ("Deep, three ways (3-3-3)", "deep_3-3-3", None, None, None, None),
+]
+# The paper's Table 2: % of weights and of FLOPs saved.
+TABLE_2 = {
+    "baseline": (0, 0), "fc_1-1-4": (0.35, 0), "shallow_1-2-2": (32.54, 14.63),
+    "deep_2-2-2": (46.39, 31.97), "hier_2-4-4": (62.58, 39.29),
+}  # fmt: skip
+ROWS = [row + kind for _, row, *paper in TABLE_1 for kind in ("", *(f"-{v}" for v in VARIANTS))]
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags and one folder; a mistake ends the program with one line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("folder", nargs="?", default=RESULTS, help=f"default: {RESULTS}")
+    parser.add_argument("--publish", action="store_true", help=f"copy its rows into {RESULTS}")
+    parser.add_argument("--write", metavar="FILE", default="", help="put the table into a file")
+    flags = parser.parse_args(argv)
+    if not os.path.isdir(flags.folder):
+        raise ValueError(f"there is no folder {flags.folder}: make rows with table.sh")
+    return flags
+
+
+# ---------------------------------------------------------------- what there is
+
+
+def find_results(folder: str) -> dict[str, list[dict]]:
+    """Test results by row, one for each seed; each has its file's name in `path`.
+
+    Raises:
+        ValueError: there are none, or two of one row and seed.
+    """
+    found = {}
+    for path in sorted(
+        glob.glob(os.path.join(glob.escape(folder), "**", "result.json"), recursive=True)
+    ):
+        rows = [part for part in os.path.relpath(path, folder).split(os.sep) if part in ROWS]
+        result = utils.read_json(path)
+        if not rows or result.get("split") != "test" or result.get("masked"):
+            continue
+        of_row = found.setdefault(rows[-1], [])
+        if any(other["seed"] == result["seed"] for other in of_row):
+            raise ValueError(f"{folder} has two results of {rows[-1]}, seed {result['seed']}")
+        of_row.append(result | {"path": path})
+    if not found:
+        raise ValueError(f"no result of a row in {folder}: make one with table.sh")
+    for name in ("dataset", "preset"):
+        values = {str(result[name]) for of_row in found.values() for result in of_row}
+        if len(values) > 1:
+            raise ValueError(f"{folder} mixes {name}s ({', '.join(sorted(values))}): name one's")
+    return found
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and standard error where there are several."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return statistics.mean(values), error
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _percent(results: list[dict] | None, paper: float | None) -> str:
+    """Our error beside the paper's, which is in brackets."""
+    words = []
+    if results:
+        mean, error = mean_and_error([100 * result["error"] for result in results])
+        words.append(f"{mean:.2f}" + (f" ± {error:.2f}" if error is not None else ""))
+    if paper is not None:
+        words.append(f"({paper:.2f})")
+    return " ".join(words)
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def table_1(found: dict[str, list[dict]]) -> str:
+    """Test errors, by who made the groups."""
+    lines = [["test error, % (paper)", "S: semantic", "C: clustering", "R: random", "learned"]]
+    for title, row, *paper in TABLE_1:
+        names = [*(f"{row}-{variant}" for variant in VARIANTS), row]
+        cells = [_percent(found.get(n), p) for n, p in zip(names, paper, strict=True)]
+        if any(cells):
+            lines.append([title, *cells])
+    return _markdown(lines)
+
+
+def table_2(found: dict[str, list[dict]]) -> str:
+    """What each network that we have costs, counted from the actual one."""
+    saved = "saved (paper; equal groups)"
+    head = ["network", "weights", saved, "FLOPs", saved, "error, %", "seeds", "pairs (chance)"]
+    lines = [head]
+    whole = found.get("baseline", [None])[0]
+    for row in (name for name in ROWS if name in found):
+        results = found[row]
+        first = results[0]
+        cells = [row]
+        equal = _equal_counts(first)
+        for i, name in enumerate(("weights", "flops")):
+            count = statistics.mean(result[name] for result in results)
+            cells.append(f"{count / 1e6:.3f} M" if name == "weights" else f"{count / 1e9:.3f} G")
+            notes = [f"{TABLE_2[row][i]:.1f} %"] if row in TABLE_2 and TABLE_2[row][i] else []
+            if whole and equal:
+                notes.append(f"{1 - equal[i] / whole[name]:.1%}".replace("%", " %"))
+            share = f"{100 * (1 - count / whole[name]):.1f} %" if whole else ""
+            cells.append(share + (f" ({'; '.join(notes)})" if notes else ""))
+        cells.append(_percent(results, None))
+        cells.append(", ".join(str(result["seed"]) for result in results))
+        pairs = ""
+        if "superclass_pairs" in first:
+            together = statistics.mean(result["superclass_pairs"] for result in results)
+            pairs = f"{together:.2f} ({first['superclass_pairs_chance']:.2f})"
+        lines.append([*cells, pairs])
+    return _markdown(lines)
+
+
+def _equal_counts(result: dict) -> tuple[int, int] | None:
+    """Weights and FLOPs of equal groups for a tree's result."""
+    groups = tuple(map(int, result["groups"].split("-")))
+    if max(groups) == 1:
+        return None
+    k = float(result["network"].rpartition("-")[2])
+    return resnet.count(resnet.equal_tree(resnet.NetworkConfig(k=k, groups=groups)))
+
+
+def page(found: dict[str, list[dict]]) -> str:
+    """Both tables and what they were measured on."""
+    first = next(iter(found.values()))[0]
+    hardware = sorted({result["hardware"] for of_row in found.values() for result in of_row})
+    note = "" if first["dataset"] == "cifar100" else f" **on the {first['dataset']} data set**"
+    network = found.get("baseline", found.get("deep_2-2-2", [first]))[0]["network"]
+    return "\n\n".join([
+        f"{network}, preset `{first['preset']}`{note}, {first['num_examples']:,} test images; "
+        f"trained on {'; '.join(hardware)}. The paper's numbers are of WRN-16-8.",
+        table_1(found),
+        table_2(found),
+    ])  # fmt: skip
+
+
+# ---------------------------------------------------------------- results/ and the README
+
+
+def publish(folder: str, found: dict[str, list[dict]]) -> list[str]:
+    """Copy each row's result, flags, thinned metrics and groups into RESULTS; its folders there."""
+    folders = []
+    for row, of_row in found.items():
+        for result in of_row:
+            seed = result["seed"]
+            target = os.path.join(RESULTS, row, *([f"seed{seed}"] if seed else []))
+            run = os.path.dirname(os.path.dirname(result["path"]))  # without eval/result.json
+            _publish_run(run, target)
+            shutil.copy(result["path"], os.path.join(target, "result.json"))
+            group = os.path.join(os.path.dirname(run), "group")
+            if os.path.basename(run) == "split" and os.path.isdir(group):
+                _publish_run(group, os.path.join(target, "group"))
+                for name in ("eval_val", "eval_mask_val"):  # what the cut costs
+                    path = os.path.join(group, name, "result.json")
+                    shutil.copy(path, os.path.join(target, "group", f"{name}.json"))
+            folders.append(target)
+    return folders
+
+
+def _publish_run(run: str, target: str) -> None:
+    os.makedirs(target, exist_ok=True)
+    shutil.copy(os.path.join(run, "config.json"), target)
+    with open(os.path.join(run, "metrics.jsonl"), encoding="utf-8") as file:
+        lines = thin([json.loads(line) for line in file])
+    with utils.atomic_write(os.path.join(target, "metrics.jsonl")) as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def thin(records: list[dict]) -> list[dict]:
+    """At most METRICS_LINES records: validations and groups before lines of progress."""
+    progress = [i for i, record in enumerate(records) if "loss" in record]
+    kept = [i for i, record in enumerate(records) if "loss" not in record][-METRICS_LINES:]
+    room = METRICS_LINES - len(kept)
+    every = max(-(-len(progress) // room), 1) if room else len(progress) + 1
+    return [records[i] for i in sorted(kept + progress[every - 1 :: every])]
+
+
+def write_into(path: str, text: str) -> None:
+    """Replace what is between the MARKERS of a file.
+
+    Raises:
+        ValueError: it does not have them.
+    """
+    with open(path, encoding="utf-8") as file:
+        before, begin, rest = file.read().partition(MARKERS[0])
+        _, end, after = rest.partition(MARKERS[1])
+    if not end:
+        raise ValueError(f"{path} lacks the lines {' and '.join(MARKERS)}: put them in")
+    with utils.atomic_write(path) as file:
+        file.write(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = parse_flags(argv)
+    found = find_results(flags.folder)
+    text = page(found)
+    print(text)
+    if flags.publish:
+        print("\npublished: " + ", ".join(publish(flags.folder, found)))
+    if flags.write:
+        write_into(flags.write, text)
+        print(f"\nwritten into {flags.write}")
+    return 0
+
+
+if __name__ == "__main__":
+    utils.run_main(main)

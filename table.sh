@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# One row of the paper's CIFAR-100 tables: train, cut, finetune, evaluate. Every row has the same
+# number of epochs, and rows that share a stage share its run. ./table.sh alone lists the rows.
+#   PRESET=cpu SEED=1 ./table.sh deep_2-2-2
+# Flags after the row go to every training (train.py). `python table.py` makes the table.
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+export PRESET=${PRESET:-paper}
+export DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
+SEED=${SEED:-0}
+RUNS=${RUNS:-$HERE/runs/$PRESET/table/seed$SEED}
+VENV=$HERE/.venv/bin/python
+export PYTHON=${PYTHON:-$([ -x "$VENV" ] && echo "$VENV" || echo python3)}
+
+# FIRST: the steps of group.sh, which a baseline that is cut into given groups trains as well. ALL:
+# with those of split.sh. Rates drop where those of group.sh and split.sh do, from the end.
+# K_NARROW: of the network that is not split and has about as many weights as 2-2-2 equal groups.
+case $PRESET in
+paper)
+    K=8 K_NARROW=5.75 FIRST=200000 FIRST_DROPS=240,300 ALL=320000 ALL_DROPS=500,540
+    DROPOUT_KEEP_PROB=0.5 INTERVAL=1000
+    ;;
+cpu)
+    K=2 K_NARROW=1.4375 FIRST=7000 FIRST_DROPS=13 ALL=20000 ALL_DROPS=30,36
+    DROPOUT_KEEP_PROB=0.9 INTERVAL=500
+    ;;
+smoke)
+    K=1 K_NARROW=0.6875 FIRST=3000 FIRST_DROPS=5 ALL=4500 ALL_DROPS=8
+    DROPOUT_KEEP_PROB=0.9 INTERVAL=500
+    ;;
+*) echo "table.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
+esac
+
+SPLITS="fc_1-1-4 shallow_1-2-2 deep_2-2-2 hier_2-4-4 deep_3-3-3"
+
+list_rows() {
+    echo "baseline           WRN-16-$K"
+    echo "baseline_dropout   the same, dropout on the inputs of unit_2, unit_3 and the classifier"
+    echo "narrow             WRN-16-$K_NARROW: about as many weights as deep_2-2-2, not split"
+    for split in $SPLITS; do
+        echo "$split, $split-S, $split-C, $split-R"
+    done
+    echo "Without a suffix the groups are learned; -S: semantic, -C: clustering, -R: random."
+}
+
+train() { # DIRECTORY FLAG ...
+    local directory=$1
+    shift
+    "$PYTHON" "$HERE/train.py" --train_dir "$directory" --data_dir "$DATA_DIR" \
+        --preset "$PRESET" --seed "$SEED" --batch_size 90 --display 100 \
+        --val_interval "$INTERVAL" --checkpoint_interval "$INTERVAL" "$@"
+}
+
+baseline() { # DIRECTORY STEPS DROPS FLAG ...
+    train "$1" --stage baseline --max_steps "$2" --lr_step_epoch "$3" --l2_weight 5e-4 "${@:4}"
+}
+
+evaluate() { # RUN FLAG ...
+    CHECKPOINT=$1 "$HERE/eval.sh" "${@:2}"
+}
+
+split_row() { # ROW FLAG ...
+    local row=$1 kind=learned
+    shift
+    case $row in
+    *-S) kind=semantic ;;
+    *-C) kind=clustering ;;
+    *-R) kind=random ;;
+    esac
+    local split=${row%-[SCR]}
+    local -a numbers
+    IFS=- read -ra numbers <<<"${split#*_}"
+    local -a groups=(--ngroups3 "${numbers[0]}" --ngroups2 "${numbers[1]}" --ngroups1 "${numbers[2]}")
+    local base=$RUNS/$row/group
+    if [ $kind = learned ]; then
+        TRAIN_DIR=$base "$HERE/group.sh" --seed "$SEED" "${groups[@]}" "$@"
+        evaluate "$base" --split val # what the cut costs, before finetuning
+        evaluate "$base" --split val --mask
+    else
+        base=$RUNS/shared/baseline
+        baseline "$base" "$FIRST" "$FIRST_DROPS" --k "$K" "$@"
+        groups+=(--groups "$kind")
+    fi
+    BASEMODEL=$base TRAIN_DIR=$RUNS/$row/split "$HERE/split.sh" --seed "$SEED" "${groups[@]}" "$@"
+    evaluate "$RUNS/$row/split"
+}
+
+if [ $# -eq 0 ]; then
+    list_rows
+    exit 0
+fi
+ROW=$1
+shift
+case " $SPLITS " in
+*" ${ROW%-[SCR]} "*) split_row "$ROW" "$@" ;;
+*)
+    case $ROW in
+    baseline) baseline "$RUNS/$ROW" "$ALL" "$ALL_DROPS" --k "$K" "$@" ;;
+    baseline_dropout)
+        baseline "$RUNS/$ROW" "$ALL" "$ALL_DROPS" --k "$K" \
+            --dropout_keep_prob "$DROPOUT_KEEP_PROB" "$@"
+        ;;
+    narrow) baseline "$RUNS/$ROW" "$ALL" "$ALL_DROPS" --k "$K_NARROW" "$@" ;;
+    *)
+        echo "table.sh: error: there is no row '$ROW'; these are:" >&2
+        list_rows >&2
+        exit 2
+        ;;
+    esac
+    evaluate "$RUNS/$ROW"
+    ;;
+esac
