@@ -14,8 +14,10 @@ many operations at once as there are devices.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import multiprocessing
 import os
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -81,6 +83,11 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     if not flags.only:
         flags.only = [] if flags.peer else list(PARTS)
     flags.devices = [name for name in flags.devices.split(",") if name]
+    for name in ("devices", "checkpoint"):
+        if getattr(flags, name) and "parallel" not in flags.only:
+            parser.error(f"--{name} has no effect without part parallel: add --only parallel")
+    if "torch" in flags.peer and importlib.util.find_spec("torch") is None:
+        parser.error("--peer torch needs PyTorch: pip install torch")
     try:
         for _, groups, *_ in ROWS if "parallel" in flags.only else []:
             _config(flags.k, groups)
@@ -110,7 +117,11 @@ class Contender:
         self._process = context.Process(target=_contend, args=(theirs, make, args, threads))
         self._process.start()
         theirs.close()
-        self.about = self._receive()
+        try:
+            self.about = self._receive()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def _receive(self):
         try:
@@ -140,39 +151,46 @@ class Contender:
 
     def __exit__(self, *_) -> None:
         self._pipe.close()
-        self._process.join()
+        self._process.join(timeout=1)
+        self._process.terminate()  # it may be in the middle of a long step
 
 
 def _contend(pipe, make: Callable, args: tuple, threads: tuple[int, int] | None) -> None:
-    """The process of a contender."""
+    """The process of a contender; it ends when the other side closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other side's to answer
     try:
         if threads:
             tf.config.threading.set_intra_op_parallelism_threads(threads[0])
             tf.config.threading.set_inter_op_parallelism_threads(threads[1])
-        idle = _peak_memory()
+        idle = _peak_memory([])
         step, about = make(*args)
+        gpus = [device for device in about.get("devices", _gpus()) if "GPU" in device.upper()]
         step()  # compiles
         about["first_step_seconds"] = time.time() - _started_at()
         step()
         pipe.send(about)
         while True:
             if pipe.recv() == "tell":
-                pipe.send(about | {"peak_memory": _peak_memory(), "idle_memory": idle})
+                pipe.send(about | {"peak_memory": _peak_memory(gpus), "idle_memory": idle})
             else:
                 start = time.perf_counter()
                 step()
                 pipe.send(time.perf_counter() - start)
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         pass  # the other side has seen enough
     except Exception as error:
         pipe.send(ValueError(" ".join(str(error).split()) or repr(error)))
 
 
-def _peak_memory() -> int:
-    """Bytes that this process had at most, or the fullest of its GPUs."""
-    gpus = [f"GPU:{n}" for n in range(len(tf.config.list_physical_devices("GPU")))]
+def _gpus() -> list[str]:
+    return [f"/GPU:{n}" for n in range(len(tf.config.list_physical_devices("GPU")))]
+
+
+def _peak_memory(gpus: Sequence[str]) -> int:
+    """Bytes that the fullest of these GPUs had at most; without any, this process."""
     if gpus:
-        return max(tf.config.experimental.get_memory_info(gpu)["peak"] for gpu in gpus)
+        names = [gpu.removeprefix("/") for gpu in gpus]
+        return max(tf.config.experimental.get_memory_info(name)["peak"] for name in names)
     with open("/proc/self/status") as status:  # resource.getrusage counts the parent's in
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
@@ -225,17 +243,17 @@ def make_inference(net, devices, how, precision, batch_size):
         "groups": grouping.format_groups(net.config.groups),
         "flops": flops,
         "device_flops": getattr(placed, "device_flops", [flops]),
+        "devices": devices,
     }
 
 
 def parallel(flags: argparse.Namespace) -> Iterator[dict]:
     """The rows of the paper's Table 5, each as it is measured."""
-    gpus = [f"/GPU:{n}" for n in range(len(tf.config.list_physical_devices("GPU")))]
-    devices = flags.devices or gpus or [f"/CPU:{n}" for n in range(3)]
+    devices = flags.devices or _gpus() or [f"/CPU:{n}" for n in range(3)]
     batch_size = flags.batch_size or 100
     rows = [(row, (flags.k, groups), *others) for row, groups, *others in ROWS]
     if flags.checkpoint:
-        path = utils.find_checkpoint(flags.checkpoint)
+        path = _tree_checkpoint(flags)
         rows += [("Given", path, *others) for row, _, *others in ROWS if row == "Deep"]
 
     def contender(net, number, how, precision):
@@ -252,6 +270,7 @@ def parallel(flags: argparse.Namespace) -> Iterator[dict]:
                     continue
                 with contender(net, number, how, precision) as other:
                     measured, told = race(baseline, other, flags.repeats), other.told()
+                used = told["devices"]
                 yield {
                     "row": row,
                     "groups": told["groups"],
@@ -264,13 +283,28 @@ def parallel(flags: argparse.Namespace) -> Iterator[dict]:
                     "speedup": measured["speedup"],
                     "ideal_speedup": baseline.about["flops"] / max(told["device_flops"]),
                     "paper_speedup": paper,
-                    "device_memory": _of_a_device(told, number, gpus),
+                    "device_memory": _of_a_device(told, used),
                 }
 
 
-def _of_a_device(told: dict, number: int, gpus: list[str]) -> float:
+def _of_a_device(told: dict, devices: Sequence[str]) -> float:
     """Peak bytes of a device: logical CPU devices share what the process has beyond an idle one."""
-    return told["peak_memory"] if gpus else (told["peak_memory"] - told["idle_memory"]) / number
+    if "GPU" in devices[0]:
+        return told["peak_memory"]
+    return (told["peak_memory"] - told["idle_memory"]) / len(devices)
+
+
+def _tree_checkpoint(flags: argparse.Namespace) -> str:
+    """Path of --checkpoint, which must be a tree of the width that the table is of."""
+    path = utils.find_checkpoint(flags.checkpoint)
+    net = train.load_network(path, utils.read_checkpoint(path))[0]
+    dense = _config(flags.k, "dense").name
+    if not isinstance(net, resnet.SplitResNet) or net.config.name != dense:
+        raise ValueError(
+            f"{path} is no tree of a {dense}, which the table compares with: name one that "
+            "split.sh made, and its --k"
+        )
+    return path
 
 
 # ---------------------------------------------------------------- training
@@ -400,6 +434,7 @@ def pipeline(flags: argparse.Namespace) -> dict:
         "images_per_second_per_core": batches * batch_size / seconds,
         "wait_share": sum(told["waits"][after_the_first]) / sum(told["steps"][after_the_first]),
         "k": flags.k,
+        "precision": flags.precision[0],
         "batch_size": batch_size,
     }
 
@@ -472,7 +507,9 @@ def _measure(title: str, rows: Iterator[dict], columns: dict) -> list[dict]:
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
-    utils.check_folder(os.path.dirname(flags.output_file) or ".", "output_file")
+    utils.check_file(flags.output_file, "output_file")
+    if flags.checkpoint:
+        _tree_checkpoint(flags)
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # contenders share the GPUs
     name, cores = f"WRN-16-{flags.k:g}", len(os.sched_getaffinity(0))
     print(f"{name} on {utils.hardware()}; medians of {flags.repeats} turns\n", flush=True)
@@ -481,14 +518,17 @@ def main(argv: Sequence[str]) -> int:
     if "parallel" in flags.only:
         title = f"Inference of {name}"
         results["parallel"] = _measure(title, parallel(flags), PARALLEL_COLUMNS)
+        utils.write_json(flags.output_file, results)
         most = max((row["devices"] for row in results["parallel"]), default=0)
         if not tf.config.list_physical_devices("GPU") and most > cores:
             print(f"Rows of more than {cores} devices have too few cores here.\n")
     if "training" in flags.only:
         title = f"A training step of {name}"
         results["training"] = _measure(title, training(flags), TRAINING_COLUMNS)
+        utils.write_json(flags.output_file, results)
     if "pipeline" in flags.only:
         results["pipeline"] = pipeline(flags)
+        utils.write_json(flags.output_file, results)
         print(
             "Input pipeline: {images_per_second_per_core:,.0f} augmented images/s on one core; a "
             "training step waits for {wait_share:.2%} of its time\n".format(**results["pipeline"])
@@ -496,7 +536,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.peer:
         title = f"A training step of {name} beside plain {' and '.join(flags.peer)}"
         results["peers"] = _measure(title, compare_peers(flags), PEER_COLUMNS)
-    utils.write_json(flags.output_file, results)
+        utils.write_json(flags.output_file, results)
     print(f"written: {flags.output_file}")
     return 0
 

@@ -106,14 +106,28 @@ def clustering(groups: Sequence[int], classifier: np.ndarray, seed: int) -> list
 
 def pairs_together(groups: Sequence[Sequence[int]], superclass_of_class: Sequence[int]) -> float:
     """Share of the pairs of classes of one superclass that are in one group."""
-    group_of = {c: g for g, classes in enumerate(groups) for c in classes}
-    together = [
-        group_of[a] == group_of[b]
-        for a in group_of
-        for b in group_of
-        if a < b and superclass_of_class[a] == superclass_of_class[b]
+    of = np.asarray(superclass_of_class)
+    inside = np.array([np.bincount(of[np.asarray(g, int)], minlength=of.max() + 1) for g in groups])
+    sizes = np.bincount(of)
+    return float((inside * (inside - 1)).sum() / (sizes * (sizes - 1)).sum())
+
+
+def purity(groups: Sequence[Sequence[int]], superclass_of_class: Sequence[int]) -> float:
+    """Largest share of a superclass that is in one group, averaged over the superclasses."""
+    of = np.asarray(superclass_of_class)
+    inside = [np.bincount(of[np.asarray(g, int)], minlength=of.max() + 1) for g in groups]
+    return float(np.mean(np.max(inside, axis=0) / np.bincount(of)))
+
+
+def by_chance(measure, groups, superclass_of_class, draws: int = 1000) -> tuple[float, float]:
+    """Mean and standard deviation of a measure for random groups of these sizes."""
+    rng, bounds = np.random.default_rng(0), np.cumsum([len(g) for g in groups])[:-1]
+    num_classes = len(superclass_of_class)
+    values = [
+        measure(np.split(rng.permutation(num_classes), bounds), superclass_of_class)
+        for _ in range(draws)
     ]
-    return sum(together) / len(together)
+    return float(np.mean(values)), float(np.std(values))
 
 
 def chance_together(groups: Sequence[Sequence[int]]) -> float:

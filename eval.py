@@ -76,7 +76,11 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, argv: Sequence[str]) -> None:
     """Contradictions between flags."""
     if flags.worker:
-        if len(argv) > len(["--worker", "PORT"]):
+        if any(
+            value != parser.get_default(name)
+            for name, value in vars(flags).items()
+            if name != "worker" and value != []
+        ):
             parser.error("--worker takes no other flag: name the checkpoint where --cluster is")
         return
     if not flags.checkpoint:
@@ -152,7 +156,7 @@ def main(argv: Sequence[str]) -> int | None:
         )
     images, labels = cifar100.load(flags.data_dir, flags.split)
     result_file, output_file = output_files(flags, path)
-    with placement.Watch(flags.cluster, devices if flags.cluster else []):
+    with placement.Watch(flags.cluster):
         try:
             placed = placement.place(net, devices, flags.placement)
             predict = train.predictor(placed, flags.precision, flags.jit_compile)
@@ -196,8 +200,6 @@ def output_files(flags: argparse.Namespace, checkpoint: str) -> tuple[str, str]:
     parts = ["eval", *(["mask"] if flags.mask else [])]
     parts += [flags.split] if flags.split != "test" else []
     directory = flags.eval_dir or os.path.join(os.path.dirname(checkpoint), "_".join(parts))
-    if os.path.isdir(flags.output_file):
-        raise ValueError(f"--output_file {flags.output_file} is a folder: name a file in it")
     try:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:
@@ -205,7 +207,8 @@ def output_files(flags: argparse.Namespace, checkpoint: str) -> tuple[str, str]:
             f"{directory} cannot be made ({error.strerror}): name another --eval_dir"
         ) from None
     utils.check_folder(directory, "eval_dir")
-    utils.check_folder(os.path.dirname(flags.output_file) or ".", "output_file")
+    if flags.output_file:
+        utils.check_file(flags.output_file, "output_file")
     return os.path.join(directory, "result.json"), flags.output_file
 
 

@@ -14,15 +14,16 @@ PYTHON=${PYTHON:-$([ -x "$VENV" ] && echo "$VENV" || echo python3)}
 case $PRESET in
 paper)
     K=8 STEPS=200000 LR_STEP_EPOCH=240,300 INTERVAL=1000
-    DROPOUT_KEEP_PROB=0.5 GAMMA2=1.0 GROUP_LR_SCALE=1.0
+    DROPOUT_KEEP_PROB=0.5 GAMMA2=1.0 GAMMA2_STEP_EPOCH='' GROUP_LR_SCALE=1.0
     ;;
 cpu)
-    K=2 STEPS=8000 LR_STEP_EPOCH=11,14 INTERVAL=500
-    DROPOUT_KEEP_PROB=1.0 GAMMA2=1.0 GROUP_LR_SCALE=4.0
+    # Groups are sharp after 9 epochs; then gamma2 empties what the cut removes.
+    K=2 STEPS=7000 LR_STEP_EPOCH=13 INTERVAL=500
+    DROPOUT_KEEP_PROB=1.0 GAMMA2=1.0 GAMMA2_STEP_EPOCH=10 GROUP_LR_SCALE=4.0
     ;;
 smoke)
     K=1 STEPS=3000 LR_STEP_EPOCH=5 INTERVAL=500
-    DROPOUT_KEEP_PROB=1.0 GAMMA2=5.0 GROUP_LR_SCALE=6.0
+    DROPOUT_KEEP_PROB=1.0 GAMMA2=5.0 GAMMA2_STEP_EPOCH='' GROUP_LR_SCALE=6.0
     ;;
 *) echo "group.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
 esac
@@ -46,6 +47,8 @@ exec "$PYTHON" "$HERE/train.py" \
     --l2_weight 1e-4 \
     --gamma1 1.0 \
     --gamma2 "$GAMMA2" \
+    --gamma2_step_epoch "$GAMMA2_STEP_EPOCH" \
+    --gamma2_growth 10 \
     --gamma3 10.0 \
     --weighted_group_loss True \
     --group_lr_scale "$GROUP_LR_SCALE" \

@@ -24,6 +24,9 @@ def random_batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def keras_step(k: float, batch_size: int, precision: str) -> Callable[[], None]:
     """`keras.layers`, `model.compile`, `train_on_batch`: WRN-16-k."""
+    import os
+
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras on another framework is no peer of ours
     import keras
     from keras import layers
 
@@ -76,6 +79,7 @@ def torch_step(k: float, batch_size: int, precision: str) -> Callable[[], None]:
     from torch.nn import functional as F
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     class Block(nn.Module):
         def __init__(self, inputs, filters, stride, first):
@@ -109,17 +113,17 @@ def torch_step(k: float, batch_size: int, precision: str) -> Callable[[], None]:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(inputs, NUM_CLASSES),
-    ).to(memory_format=torch.channels_last)
+    ).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=L2_WEIGHT)
     images, labels = random_batch(batch_size)
     images = (
         torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     )
-    labels = torch.from_numpy(labels).long()
+    images, labels = images.to(device), torch.from_numpy(labels).long().to(device)
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = net(images)
         loss = F.cross_entropy(logits.float(), labels)
         loss.backward()

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Sequence
 
+import grpc
 import numpy as np
 import tensorflow as tf
 
@@ -34,11 +36,12 @@ def find_devices(names: Sequence[str]) -> list[str]:
     Raises:
         ValueError: one of them is not there; names those that are.
     """
-    try:
-        specs = [tf.DeviceSpec.from_string(name) for name in names]
-        wanted = [(spec.device_type, spec.device_index or 0) for spec in specs]
-    except ValueError:
-        raise ValueError(f"--devices are names such as /GPU:0, got {','.join(names)}") from None
+    wanted = []
+    for name in names:
+        match = re.fullmatch(r"/?(?:device:)?([A-Z]+):(\d{1,2})", name.strip().upper())
+        if not match:
+            raise ValueError(f"--devices are names such as /GPU:0,/GPU:1, got {name!r}")
+        wanted.append((match[1], int(match[2])))
     cpus = 1 + max((index for kind, index in wanted if kind == "CPU"), default=0)
     if cpus > 1:
         tf.config.set_logical_device_configuration(
@@ -82,10 +85,15 @@ def strategy(names: Sequence[str]) -> tf.distribute.Strategy | None:
     if names:
         raise ValueError("TF_CONFIG is set: each worker uses all its GPUs, so leave --devices out")
     try:
-        workers = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
-        if len(workers) < 2:
-            raise ValueError("it names one worker")
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        cluster = json.loads(os.environ["TF_CONFIG"])["cluster"]
+        if list(cluster) != ["worker"] or len(cluster["worker"]) < 2:
+            raise ValueError("its cluster is not of two or more workers")
+        print(f"waiting for the workers {', '.join(cluster['worker'])}", flush=True)
+        handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # it may take long: Ctrl-C ends it
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        finally:
+            signal.signal(signal.SIGINT, handler)
     except (ValueError, KeyError, TypeError, RuntimeError, tf.errors.OpError) as error:
         raise ValueError(
             f"TF_CONFIG cannot be used ({_first_line(error)}): it is a JSON object such as "
@@ -151,7 +159,7 @@ class PlacedTree:
         """Logits float32 `[B, num_classes]` of images `[B, 32, 32, 3]`."""
         logits = self._hybrid(images) if self.hybrid else self._branch(images)
         with tf.device(self.devices[0]):
-            return self.copies[0].in_label_order(logits)
+            return self.copies[0].in_label_order(logits)[: tf.shape(images)[0]]
 
     def _branch(self, images) -> list[tf.Tensor]:
         logits = []
@@ -185,9 +193,12 @@ def _flops(branch: resnet.Branch, leaves: list[resnet.Branch]) -> int:
 
 
 def _split_batch(images: tf.Tensor, number: int) -> list[tf.Tensor]:
-    """`number` parts of a batch whose sizes differ by one at most."""
-    batch = tf.shape(images)[0]
-    return tf.split(images, [(batch + i) // number for i in range(number)], num=number)
+    """`number` equal parts of a batch, with empty images at the end if it is not a multiple.
+
+    The logits of these are to be dropped. (TensorFlow's kernels fail on parts without images.)
+    """
+    missing = tf.math.floormod(-tf.shape(images)[0], number)
+    return tf.split(tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]), number)
 
 
 # ---------------------------------------------------------------- a dense network on several
@@ -225,7 +236,7 @@ class Vertical:
                         x = step(x)
                 done[number] = [x]
             logits.append(x)
-        return tf.concat(logits, axis=0)
+        return tf.concat(logits, axis=0)[: tf.shape(images)[0]]
 
 
 class Horizontal:
@@ -348,22 +359,27 @@ def connect(addresses: Sequence[str]) -> list[str]:
     """Names of one device of each worker: its first GPU, else its CPU.
 
     Raises:
-        ValueError: an address is not host:port, is named twice, or nothing answers there.
+        ValueError: an address is not host:port, is named twice, or no worker answers there.
     """
+    resolved = set()
     for address in addresses:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit() or int(port) >= 2**16:
             raise ValueError(f"--cluster takes host:port,host:port, got {address!r}")
         try:
-            socket.create_connection((host, int(port)), timeout=PATIENCE / 2).close()
+            resolved.add(socket.getaddrinfo(host, int(port))[0][4])
         except OSError as error:
+            raise ValueError(f"--cluster names {address}: {error}") from None
+        if not _answers(address, PATIENCE / 2):
             raise ValueError(
-                f"no worker answers at {address} ({error}): start one there with "
+                f"no worker answers at {address}: start one there with "
                 f"`python eval.py --worker {port}`"
-            ) from None
-    if len(set(addresses)) < len(addresses):
+            )
+    if len(resolved) < len(addresses):
         raise ValueError(f"--cluster {','.join(addresses)} names a worker twice")
-    tf.config.experimental_connect_to_host(list(addresses), job_name="worker")
+    # TensorFlow would call this process localhost, where no other machine finds it.
+    here = tf.train.ClusterSpec({"worker": list(addresses), "localhost": [_own_address(resolved)]})
+    tf.config.experimental_connect_to_cluster(here, job_name="localhost", task_index=0)
     devices = []
     for task in range(len(addresses)):
         there = tf.config.list_logical_devices()
@@ -372,35 +388,47 @@ def connect(addresses: Sequence[str]) -> list[str]:
     return devices
 
 
+def _own_address(workers: set[tuple]) -> str:
+    """host:port of this machine as the workers see it; the port is free."""
+    host = "localhost"
+    for worker in workers:
+        if not worker[0].startswith("127."):
+            with socket.create_connection(worker[:2], timeout=PATIENCE / 2) as there:
+                host = there.getsockname()[0]
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"{host}:{probe.getsockname()[1]}"
+
+
+def _answers(address: str, seconds: float) -> bool:
+    """Whether a gRPC server, which every worker is, greets at an address within some seconds."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(address, options) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=seconds)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
+
+
 class Watch:
     """Ends the program with one line when a worker of `connect` no longer answers.
 
     A worker that died breaks what is being computed on it, and TensorFlow raises. One that hangs,
-    or whose machine has gone, does not: a small operation on each, again and again, tells.
+    or whose machine has gone, does not: greeting each again and again tells. A worker that
+    computes for long still answers.
     """
 
-    def __init__(self, addresses: Sequence[str], devices: Sequence[str]):
-        self.answered = dict.fromkeys(addresses, time.monotonic())
+    def __init__(self, addresses: Sequence[str]):
         self._over = threading.Event()
-        for address, device in zip(addresses, devices, strict=True):
-            threading.Thread(target=self._ask, args=(address, device), daemon=True).start()
-        threading.Thread(target=self._check, daemon=True).start()
+        for address in addresses:
+            threading.Thread(target=self._greet, args=(address,), daemon=True).start()
 
-    def _ask(self, address: str, device: str) -> None:
+    def _greet(self, address: str) -> None:
         while not self._over.wait(1):
-            try:
-                with tf.device(device):
-                    (tf.constant(1) + 1).numpy()
-            except tf.errors.OpError:
-                return  # from now on it counts as silent
-            self.answered[address] = time.monotonic()
-
-    def _check(self) -> None:
-        while not self._over.wait(1):
-            for address, at in self.answered.items():
-                if time.monotonic() - at > PATIENCE:
-                    print(f"eval.py: error: {lost([address])}", file=sys.stderr, flush=True)
-                    os._exit(1)  # whatever waits for that worker would wait for ever
+            if not _answers(address, PATIENCE) and not self._over.is_set():
+                print(f"eval.py: error: {lost([address])}", file=sys.stderr, flush=True)
+                os._exit(1)  # whatever waits for that worker would wait for ever
 
     def __enter__(self) -> Watch:
         return self

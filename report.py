@@ -1,34 +1,57 @@
-"""What a pipeline learned, in words: accuracy before and after the cut, what is saved, the groups.
+"""What was learned, as a page and in words.
 
-    python report.py --run runs/smoke
+    python report.py runs/cpu        a pipeline: group/ and split/ below it
+    python report.py runs/baseline   a single run
 
-reads the result.json files that eval.py wrote below the run directories of group.sh and split.sh.
+writes report.html into that folder, one self-contained page, and its pictures into report/. The
+words also need what eval.py wrote (group/eval, group/eval_mask, split/eval).
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import html
+import io
+import json
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import utils  # isort: skip, it quiets TensorFlow's start
+import numpy as np
 
 import cifar100
+import class_groups
+import grouping
+import pictures
+import resnet
 
 RESULTS = {
     "grouped": "group/eval/result.json",
     "cut": "group/eval_mask/result.json",
     "tree": "split/eval/result.json",
 }
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+img { max-width: 100%; } p { max-width: 46rem; } pre { font-size: 0.8rem; white-space: pre-wrap; }
+table { border-collapse: collapse; } td, th { padding: 0.2rem 0.9rem 0.2rem 0; text-align: left; }
+.note { background: #fff3cd; padding: 0.5rem 0.8rem; }
+"""
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """The pipeline's directory and its data; a mistake ends the program with one line."""
+    """The run's folder and its data; a mistake ends the program with one line."""
     parser = utils.FlagParser(__doc__.partition("\n")[0], needed=("run",))
-    parser.add_argument("--run", help="directory that holds group/ and split/")
-    parser.add_argument("--data_dir", default="data/cifar100", help="for the names of the classes")
+    parser.usage = "%(prog)s RUN --FLAG VALUE ..."
+    parser.add_argument("run", nargs="?", help="a pipeline's folder or a run's")
+    parser.add_argument("--data_dir", default="data/cifar100", help="for names and images")
     return parser.parse_args(argv)
+
+
+# ---------------------------------------------------------------- words
 
 
 def summary(results: dict[str, dict], data: dict) -> str:
@@ -60,11 +83,15 @@ def summary(results: dict[str, dict], data: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str]) -> int:
-    flags = parse_flags(argv)
+def read_results(run: str) -> dict[str, dict]:
+    """The three results of a pipeline.
+
+    Raises:
+        ValueError: one is missing or damaged; says what makes it.
+    """
     results = {}
     for name, file in RESULTS.items():
-        path = os.path.join(flags.run, file)
+        path = os.path.join(run, file)
         if not os.path.exists(path):
             raise ValueError(
                 f"{path} is missing: run quickstart.sh, or eval.py with --checkpoint RUN/group, "
@@ -74,10 +101,158 @@ def main(argv: Sequence[str]) -> int:
             results[name] = utils.read_json(path)
         except ValueError as error:
             raise ValueError(f"{error}: run eval.py again") from None
+    return results
+
+
+# ---------------------------------------------------------------- the page
+
+
+def read_metrics(run: str) -> list[dict]:
+    """The records of a run's metrics.jsonl; none if it has none."""
+    path = os.path.join(run, "metrics.jsonl")
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def read_network(run: str):
+    """The network of a run's newest checkpoint; None if it has none."""
+    if not utils.checkpoint_steps(run):
+        return None
+    return resnet.from_checkpoint(utils.read_checkpoint(utils.find_checkpoint(run)))[0]
+
+
+def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, str, object]]:
+    """(file name, title, what it shows, figure) of every picture that a run's files allow."""
+    stages = [os.path.join(run, name) for name in ("group", "split")]
+    stages = [stage for stage in stages if os.path.isdir(stage)] or [run]
+    tree, evaluated = None, None
+    for stage in stages:
+        name, metrics, net = os.path.basename(stage), read_metrics(stage), read_network(stage)
+        if any("loss" in record for record in metrics):
+            text = "Grey lines mark where the learning rate drops."
+            yield f"{name}_curves", f"Learning: {name}", text, pictures.learning_curves(metrics)
+        if any("group_sizes" in record for record in metrics):
+            text = "1 is decided, 1 / groups is uniform. The cut is harmless once all are near 1."
+            yield "sharpness", "How the groups became sharp", text, pictures.sharpness(metrics)
+        if isinstance(net, resnet.ResNet) and max(net.config.groups) > 1 and _can_be_cut(net):
+            text = (
+                "Mean size of the weights that join an input (row) and an output (column): as the "
+                "layer has them, sorted by group, and after the cut (the paper's Figure 3)."
+            )
+            yield "weights", "Weights between and within groups", text, pictures.weights(net)
+        if isinstance(net, resnet.SplitResNet):
+            tree = net
+        result = os.path.join(stage, "eval", "result.json")
+        evaluated = utils.read_json(result) if os.path.exists(result) else evaluated
+    if tree is not None:
+        text = (
+            "Each box is a branch with its own weights; behind a leaf, the classes it tells apart."
+        )
+        yield "tree", "The tree", text, pictures.tree(tree, data)
+        yield from _group_sections(tree, data, data_dir)
+    if evaluated:
+        groups = [g for g in evaluated["group_classes"] if g]
+        matrix = np.array(evaluated["confusion_matrix"])
+        yield (
+            "confusion",
+            "Confusions",
+            _confusions(matrix, groups),
+            pictures.confusion(matrix, groups),
+        )
+
+
+def _can_be_cut(net: resnet.ResNet) -> bool:
     try:
-        print(summary(results, cifar100.describe(flags.data_dir)))
-    except KeyError as error:
-        raise ValueError(f"a result or split.json lacks {error}: run eval.py again") from None
+        return bool(grouping.hard_assignments(net))
+    except ValueError:
+        return False
+
+
+def _group_sections(tree: resnet.SplitResNet, data: dict, data_dir: str):
+    groups = [classes.tolist() for classes in resnet.class_groups(tree)]
+    of = data["superclass_of_class"]
+    words = []
+    for name, measure in [
+        ("of the pairs of classes of one superclass are together", class_groups.pairs_together),
+        ("is the superclasses' purity (the largest share in one group)", class_groups.purity),
+    ]:
+        mean, deviation = class_groups.by_chance(measure, groups, of)
+        value = measure(groups, of)
+        words.append(
+            f"{value:.2f} {name}; random groups of these sizes give {mean:.2f}, standard deviation "
+            f"{deviation:.3f}: {(value - mean) / deviation:.1f} deviations above chance."
+        )
+    figure = pictures.superclasses(groups, data)
+    yield "superclasses", "Groups and superclasses", " ".join(words), figure
+    images, labels = cifar100.load(data_dir, "test")
+    text = "A test image of some classes of each group."
+    yield "samples", "Classes of each group", text, pictures.samples(groups, images, labels, data)
+
+
+def _confusions(matrix: np.ndarray, groups: Sequence[Sequence[int]]) -> str:
+    """How often what is wrong is at least in the right group."""
+    wrong = matrix.sum() - np.trace(matrix)
+    inside = sum(matrix[np.ix_(g, g)].sum() for g in groups) - np.trace(matrix)
+    chance = sum(len(g) * (len(g) - 1) for g in groups) / (100 * 99)
+    return (
+        f"Of {wrong:,} mistakes {inside / max(wrong, 1):.0%} stay within the group; at random it "
+        f"would be {chance:.0%}. Lines divide the groups."
+    )
+
+
+def write_page(run: str, title: str, words: str, found) -> str:
+    """report.html with all pictures of `found` inside, and each of them as report/NAME.png."""
+    os.makedirs(os.path.join(run, "report"), exist_ok=True)
+    parts = [f"<h1>{html.escape(title)}</h1>"]
+    if "SYNTHETIC" in title:
+        parts.append(
+            '<p class="note">Drawn images, not photographs: results say nothing of CIFAR-100.</p>'
+        )
+    if words:
+        parts.append(f"<pre>{html.escape(words)}</pre>")
+    for name, heading, text, figure in found:
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        with utils.atomic_write(os.path.join(run, "report", f"{name}.png"), "wb") as file:
+            file.write(picture.getvalue())
+        encoded = base64.b64encode(picture.getvalue()).decode()
+        parts.append(
+            f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>"
+            f'<img alt="{html.escape(heading)}" src="data:image/png;base64,{encoded}">'
+        )
+    path = os.path.join(run, "report.html")
+    with utils.atomic_write(path) as file:
+        file.write(
+            '<!doctype html><html lang="en"><meta charset="utf-8">'
+            f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
+            f"<body>{''.join(parts)}</body></html>\n"
+        )
+    return path
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = parse_flags(argv)
+    if not os.path.isdir(flags.run):
+        raise ValueError(f"there is no run {flags.run}: name the folder of a run or a pipeline")
+    utils.check_folder(flags.run, "run")
+    data = cifar100.describe(flags.data_dir)
+    words = ""
+    if os.path.isdir(os.path.join(flags.run, "group")):
+        try:
+            words = summary(read_results(flags.run), data)
+        except (ValueError, KeyError) as error:
+            reason = f"a result lacks {error}: run eval.py again"
+            words = f"No summary: {reason if isinstance(error, KeyError) else error}"
+        print(words)
+    note = "SYNTHETIC data" if data["dataset"] == "synthetic" else "CIFAR-100"
+    title = f"SplitNet: {os.path.basename(os.path.abspath(flags.run))}, {note}"
+    found = list(sections(flags.run, data, flags.data_dir))
+    if not found:
+        raise ValueError(f"{flags.run} holds no run: name the folder of a run or of a pipeline")
+    path = write_page(flags.run, title, words, found)
+    print(f"written: {path}")
     return 0
 
 

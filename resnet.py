@@ -153,11 +153,11 @@ class BatchNorm(tf.Module):
     def _over_replicas(self, x, context):
         """By the statistics of all replicas' shares, which are those of the whole batch."""
         inputs = tf.cast(x, tf.float32)
-        mean, variance = tf.nn.moments(inputs, axes=(0, 1, 2))
-        mean, square = context.all_reduce(
-            tf.distribute.ReduceOp.MEAN, [mean, variance + tf.square(mean)]
-        )
-        variance = square - tf.square(mean)
+        own_mean, own_variance = tf.nn.moments(inputs, axes=(0, 1, 2))
+        mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, own_mean)
+        # Not the mean square less the squared mean, which can come out negative.
+        variance = own_variance + tf.square(own_mean - mean)
+        variance = context.all_reduce(tf.distribute.ReduceOp.MEAN, variance)
         y = tf.nn.batch_normalization(
             inputs, mean, variance, self.beta, self.gamma, variance_epsilon=BN_EPSILON
         )
@@ -474,8 +474,9 @@ def split(net: ResNet, assignment: dict[str, np.ndarray] | None = None) -> Split
 
 def equal_tree(config: NetworkConfig) -> SplitResNet:
     """A new tree of equal groups: what a split saves by its numbers alone."""
-    classes = np.array_split(np.arange(config.num_classes), config.groups[2])
-    return SplitResNet(config, grouping.given_assignment(config, classes))
+    shapes = grouping.indicator_shapes(config).items()
+    assignment = {name: np.arange(size) * number // size for name, (number, size) in shapes}
+    return SplitResNet(config, assignment)
 
 
 def mask(net: ResNet) -> None:
@@ -537,7 +538,7 @@ def build(description: dict, seed: int = 0) -> ResNet | SplitResNet:
     if description["network"] != "dense":
         raise ValueError(
             f"its network is of the kind {description['network']!r}, which this version does not "
-            "read: run split.sh again"
+            "read: run split.sh again in another TRAIN_DIR, or remove this run"
         )
     return ResNet(config, seed)
 

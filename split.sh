@@ -14,7 +14,7 @@ PYTHON=${PYTHON:-$([ -x "$VENV" ] && echo "$VENV" || echo python3)}
 
 case $PRESET in
 paper) STEPS=120000 INITIAL_LR=0.1 LR_STEP_EPOCH=100,140 INTERVAL=1000 ;;
-cpu) STEPS=5000 INITIAL_LR=0.05 LR_STEP_EPOCH=6,8.5 INTERVAL=500 ;;
+cpu) STEPS=13000 INITIAL_LR=0.1 LR_STEP_EPOCH=16,22 INTERVAL=500 ;;
 smoke) STEPS=1500 INITIAL_LR=0.05 LR_STEP_EPOCH=2 INTERVAL=500 ;;
 *) echo "split.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
 esac

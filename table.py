@@ -46,7 +46,8 @@ ROWS = [row + kind for _, row, *paper in TABLE_1 for kind in ("", *(f"-{v}" for 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Flags and one folder; a mistake ends the program with one line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = utils.FlagParser(__doc__.partition("\n")[0])
+    parser.usage = "%(prog)s FOLDER --FLAG VALUE ..."
     parser.add_argument("folder", nargs="?", default=RESULTS, help=f"default: {RESULTS}")
     parser.add_argument("--publish", action="store_true", help=f"copy its rows into {RESULTS}")
     parser.add_argument("--write", metavar="FILE", default="", help="put the table into a file")

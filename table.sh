@@ -79,7 +79,8 @@ split_row() { # ROW FLAG ...
         evaluate "$base" --split val --mask
     else
         base=$RUNS/shared/baseline
-        baseline "$base" "$FIRST" "$FIRST_DROPS" --k "$K" "$@"
+        # Another row may have trained it; a run that is complete has a result.
+        [ -e "$base/result.json" ] || baseline "$base" "$FIRST" "$FIRST_DROPS" --k "$K" "$@"
         groups+=(--groups "$kind")
     fi
     BASEMODEL=$base TRAIN_DIR=$RUNS/$row/split "$HERE/split.sh" --seed "$SEED" "${groups[@]}" "$@"

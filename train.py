@@ -17,6 +17,7 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -139,7 +140,10 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
         parser.error(f"--precision must be {' or '.join(DTYPES)}, got {flags.precision!r}")
     flags.devices = [name for name in flags.devices.split(",") if name]
     if flags.jit_compile and (len(flags.devices) > 1 or os.environ.get("TF_CONFIG")):
-        parser.error("--jit_compile compiles for one device: leave it or --devices out")
+        several = "--devices" if flags.devices else "TF_CONFIG"
+        parser.error(f"--jit_compile compiles for one device: leave it or {several} out")
+    if "gamma2_growth" in given and not flags.gamma2_step_epoch:
+        parser.error("--gamma2_growth has no effect without --gamma2_step_epoch: say when it grows")
     flags.ngroups = (flags.ngroups3, flags.ngroups2, flags.ngroups1)
     shown = grouping.format_groups(flags.ngroups)
     if flags.groups not in ("", *class_groups.KINDS, None):
@@ -604,14 +608,17 @@ class Loop:
         )
 
     def check_workers(self) -> None:
-        """Raise ValueError unless all workers, if there are several, start from the same step."""
+        """Raise ValueError unless all workers, if there are several, do the same from here on."""
         if not self.several_workers:
             return
-        number = self.trainer.strategy.num_replicas_in_sync
-        if self.trainer.total(tf.constant(float(self.step))) != number * self.step:
+        own = ("train_dir", "data_dir", "basemodel", "checkpoint")  # paths may differ
+        flags = {name: value for name, value in vars(self.flags).items() if name not in own}
+        number = zlib.crc32(json.dumps([self.step, flags]).encode()) % 2**20
+        workers = self.trainer.strategy.num_replicas_in_sync
+        if self.trainer.total(tf.constant(float(number))) != workers * number:
             raise ValueError(
-                f"the workers start from different steps (here: {self.step}): name a --train_dir "
-                "that all of them share"
+                f"the workers differ in their flags or in the step that they start from (here: "
+                f"{self.step}): give all the same, and a --train_dir that they share"
             )
 
     def learning_rate(self) -> float:
@@ -759,6 +766,19 @@ def main(argv: Sequence[str]) -> int:
         "dataset": dataset["dataset"],
         "indices_sha256": dataset.get("indices_sha256", ""),
     }
+    try:
+        return _run(flags, data, about, strategy, interruption)
+    except tf.errors.OpError:
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            raise
+        raise ValueError(
+            "lost another worker, which may say why: start all workers again, they go on from the "
+            "newest checkpoint"
+        ) from None
+
+
+def _run(flags, data, about, strategy, interruption) -> int:
+    """A run from its start to its end or interruption; returns the exit status."""
     kind = utils.Run if placement.is_chief(strategy) else utils.Follower
     with kind(flags.train_dir, flags.keep) as run:
         trainer = start(flags, run, about, strategy)
@@ -788,13 +808,7 @@ def main(argv: Sequence[str]) -> int:
         run.resume_metrics(step)
         if step == 0 and flags.stage == "split" and run.best() is None:
             loop.validate()  # what the cut cost
-        try:
-            loop.train(interruption)
-        except (tf.errors.UnavailableError, tf.errors.AbortedError):
-            raise ValueError(
-                f"lost another worker at step {loop.step}: start all workers again, they go on "
-                "from the newest checkpoint"
-            ) from None
+        loop.train(interruption)
         return finish(loop, interruption, about)
 
 
@@ -823,13 +837,14 @@ def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
         return interruption.status
     if loop.evaluation is None:  # the run was complete before
         loop.evaluation = evaluate(loop.predict, *loop.data["val"], flags.batch_size)
+    replicas = loop.trainer.strategy.num_replicas_in_sync
     values = result(
         loop.trainer.net,
         loop.evaluation,
         split="val",
         step=loop.step,
         precision=flags.precision,
-        placement="single",
+        placement="single" if replicas == 1 else f"{replicas} replicas",
         devices=flags.devices or [placement.default_device()],
         **about,
     )

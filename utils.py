@@ -147,6 +147,13 @@ def check_folder(folder: str, flag: str) -> None:
         raise ValueError(f"{folder} does not exist or is read-only: name another --{flag}")
 
 
+def check_file(path: str, flag: str) -> None:
+    """Raise ValueError, naming the flag that said it, unless a file can be written."""
+    if os.path.isdir(path):
+        raise ValueError(f"--{flag} {path} is a folder: name a file in it")
+    check_folder(os.path.dirname(path) or ".", flag)
+
+
 def write_json(path: str, value) -> None:
     """Write JSON, atomically; one key a line."""
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value[key])}" for key in value)

@@ -8,6 +8,7 @@ from conftest import fails, grouped_net, images, inside, randomize
 import benchmark
 import placement
 import resnet
+import train
 import utils
 
 DEVICES = ["/CPU:0"] * 3  # the same one again and again computes the same
@@ -105,6 +106,24 @@ def test_what_is_refused(tmp_path):
     flags = ["--only", "parallel", "--output_file", tmp_path / "b.json", "--k", 1]
     fails("benchmark.py", *flags, "--devices", "/GPU:7", says="/GPU:7 is not there")
     fails("benchmark.py", *flags, "--checkpoint", tmp_path, says="no checkpoint")
+    fails("benchmark.py", "--peer", "keras", "--checkpoint", tmp_path, status=2, says="no effect")
+    fails("benchmark.py", "--output_file", tmp_path, says="is a folder")
+    with utils.Run(str(tmp_path)) as run:
+        run.save(train.Trainer(dense(k=1), train.Objective(), {}).checkpoint, 1)
+    fails("benchmark.py", *flags, "--checkpoint", tmp_path, says="is no tree of a WRN-16-1")
+
+
+def test_a_given_tree_has_rows_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "ROWS", [benchmark.ROWS[0], benchmark.ROWS[9]])
+    with utils.Run(str(tmp_path)) as run:
+        tree = resnet.split(grouped_net((2, 2, 2)))
+        run.save(train.Trainer(tree, train.Objective(), {}).checkpoint, 1)
+    flags = ["--only", "parallel", "--k", 1, "--batch_size", 1, "--repeats", 1]
+    flags += ["--checkpoint", tmp_path, "--output_file", tmp_path / "b.json"]
+    status, _, error = inside("benchmark.py", *flags)
+    assert status == 0, error
+    rows = utils.read_json(tmp_path / "b.json")["parallel"]
+    assert [(r["row"], r["placement"]) for r in rows][2:] == [("Given", "hybrid")]
 
 
 def test_a_contender_that_fails_says_why(tmp_path):

@@ -192,6 +192,9 @@ def test_each_device_computes_its_own_branches_only():
 
 def test_devices_that_are_refused(checkpoints, data_dir):
     tree = ("--checkpoint", checkpoints["tree"], "--data_dir", data_dir)
+    for names in ("CPU", "/job:worker/task:3/CPU:0", "/CPU:500", "0,1"):
+        fails("eval.py", *tree, "--devices", names, "--placement", "single" if "," not in names
+              else "branch", says="names such as /GPU:0")  # fmt: skip
     for flags, says in [
         (("--placement", "branch"), "branch and hybrid take several"),
         (("--devices", "/CPU:0,/CPU:1"), "single takes one"),
@@ -275,7 +278,12 @@ def test_clusters_that_are_refused(checkpoints, data_dir):
     fails("eval.py", *tree, "--cluster", "a:1,b:2", "--devices", "/CPU:0", status=2,
           says="leave one out")  # fmt: skip
     fails("eval.py", "--worker", "0", status=2, says="whole number")
-    fails("eval.py", "--worker", "5000", "--mask", status=2, says="takes no other flag")
+    for worker in (["--worker", "5000"], ["--worker=5000"]):
+        fails("eval.py", *worker, "--mask", status=2, says="takes no other flag")
+    listening = socket.create_server(("127.0.0.1", 0))  # something, but no worker
+    other = f"127.0.0.1:{listening.getsockname()[1]},127.0.0.1:{free_port()}"
+    fails("eval.py", *tree, "--cluster", other, says="no worker answers")
+    listening.close()
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -294,3 +302,13 @@ def test_jit_compile_predicts_the_same(checkpoints, data_dir, tmp_path):
     flags = ("--checkpoint", checkpoints["tree"], "--data_dir", data_dir, "--jit_compile")
     flags += ("--placement", "branch", "--devices", "/CPU:0,/CPU:1")
     fails("eval.py", *flags, status=2, says="one device")
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_batches_smaller_than_the_devices(size):
+    """Parts without images break TensorFlow's fused convolutions: the batch is filled up."""
+    tree = resnet.split(grouped_net((2, 4, 4)))
+    placed = placement.PlacedTree(tree, ["/CPU:0"] * 4, hybrid=True)
+    expected, found = (tf.function(f)(images(size)) for f in (tree, placed))
+    assert found.shape == (size, 100)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -10,14 +10,16 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, fails, inside, run_script, train_flags
 
 import train
 import utils
 
 SCRIPTS = sorted(glob.glob(os.path.join(ROOT, "*.sh")))
 PIPELINE = {"group.sh": "train.py", "split.sh": "train.py", "eval.sh": "eval.py"}
-PROGRAMS = ("train.py", "eval.py", "report.py", "download_cifar100.py")
+PROGRAMS = (
+    "train.py", "eval.py", "report.py", "benchmark.py", "table.py", "download_cifar100.py"
+)  # fmt: skip
 
 
 def source(name):
@@ -150,7 +152,6 @@ def test_pipeline_with_flags_that_override(tmp_path, data_dir):
     command = [
         sys.executable,
         os.path.join(ROOT, "report.py"),
-        "--run",
         runs,
         "--data_dir",
         data_dir,
@@ -167,11 +168,36 @@ def test_pipeline_with_flags_that_override(tmp_path, data_dir):
         assert text in summary
     listed = [int(n) for n in re.findall(r"\bclass(\d+)\b", summary)]
     assert sorted(listed) == list(range(100))
+    page = (runs / "report.html").read_text()
+    pictures = {name.removesuffix(".png") for name in os.listdir(runs / "report")}
+    assert {
+        "group_curves",
+        "sharpness",
+        "weights",
+        "split_curves",
+        "tree",
+        "superclasses",
+    } <= pictures
+    assert {"samples", "confusion"} <= pictures and page.count("data:image/png") == len(pictures)
+    assert 'src="http' not in page and "SYNTHETIC" in page and "deviations above chance" in page
     cut = utils.read_json(runs / "group" / "eval_mask" / "result.json")
     assert np.trace(cut["confusion_matrix"]) == cut["correct"]
 
 
-def test_summary_without_results(tmp_path):
-    command = [sys.executable, os.path.join(ROOT, "report.py"), "--run", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "is missing" in done.stderr and done.stderr.count("\n") == 1
+def test_reports_of_what_is_not_there(tmp_path, data_dir):
+    data = ("--data_dir", data_dir)
+    fails("report.py", tmp_path, *data, says="holds no run")
+    fails("report.py", tmp_path / "no", *data, says="there is no run")
+    fails("report.py", *data, says="--run is needed", status=2)
+    assert os.listdir(tmp_path) == []
+
+
+def test_report_of_a_run_without_results(tmp_path, data_dir):
+    flags = train_flags("group", tmp_path / "runs" / "group", data_dir, group_summary_interval=3)
+    assert inside("train.py", *flags)[0] == 0
+    status, out, error = inside("report.py", tmp_path / "runs", "--data_dir", data_dir)
+    assert status == 0, error
+    assert "No summary: " in out and "eval.py with --checkpoint" in out
+    assert set(os.listdir(tmp_path / "runs" / "report")) == {
+        "group_curves.png", "sharpness.png", "weights.png"
+    }  # fmt: skip

@@ -1,0 +1,163 @@
+"""table.sh's rows, end to end, and the tables of table.py."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+from conftest import ROOT, fails, inside, run_script, write_data
+
+import resnet
+import table
+import train
+import utils
+
+COUNTS = {"train": 100, "val": 20, "test": 100}
+
+
+def rows():
+    """The rows that table.sh lists."""
+    out = run_script("table.sh", PRESET="smoke").stdout
+    return re.findall(r"(?:^|, )(baseline\w*|narrow|\w+_\d-\d-\d(?:-[SCR])?)", out, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Every row at the smoke preset, a few steps each: the folder of all seeds."""
+    root = tmp_path_factory.mktemp("table")
+    data = write_data(root / "data", COUNTS)
+    for row in rows():
+        run_script(
+            "table.sh", row, "--max_steps", 2, "--batch_size", 20, "--display", 1,
+            PRESET="smoke", RUNS=str(root / "runs" / "seed0"), DATA_DIR=data,
+        )  # fmt: skip
+    return root / "runs"
+
+
+def test_every_row_of_the_tables_has_a_command():
+    listed = rows()
+    assert len(listed) == len(set(listed)) == 23
+    for _, row, *paper in table.TABLE_1:
+        assert row in listed
+        for variant, error in zip(table.VARIANTS, paper, strict=False):
+            assert error is None or f"{row}-{variant}" in listed
+
+
+def test_every_row_runs(made):
+    found = table.find_results(str(made))
+    assert set(found) == set(rows())
+    for row, [result] in found.items():
+        assert result["split"] == "test" and result["num_examples"] == COUNTS["test"]
+        numbers = re.search(r"\d-\d-\d", row)
+        assert result["groups"] == (numbers.group() if numbers else "1-1-1")
+        kind = {"S": "semantic", "C": "clustering", "R": "random"}.get(row[-1], "learned")
+        assert result["class_groups"] == (kind if numbers else "")
+    baseline, dropout = found["baseline"][0], found["baseline_dropout"][0]
+    assert baseline["weights"] == dropout["weights"] > found["narrow"][0]["weights"]
+    for group in ("eval_val", "eval_mask_val"):
+        assert (made / "seed0" / "deep_2-2-2" / "group" / group / "result.json").exists()
+
+
+def test_tables_of_the_rows(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text(
+        f"before\n{table.MARKERS[0]}\nold\n{table.MARKERS[1]}\nafter\n"
+    )
+    status, out, error = inside("table.py", made, "--publish", "--write", "README.md")
+    assert status == 0, error
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    first = utils.read_json(tmp_path / "results" / "deep_2-2-2" / "result.json")
+    assert f"{100 * first['error']:.2f} (24.62)" in text and "synthetic data set" in text
+    equal = resnet.count(resnet.equal_tree(resnet.NetworkConfig(k=1, groups=(2, 2, 2))))
+    dense = resnet.count(resnet.ResNet(resnet.NetworkConfig(k=1)))
+    assert f"{100 * (1 - equal[0] / dense[0]):.1f} %" in text
+    for name in ("config.json", "metrics.jsonl", "group/metrics.jsonl", "group/eval_mask_val.json"):
+        assert (tmp_path / "results" / "deep_2-2-2" / name).exists()
+    # From what was published the same comes out, to the last digit.
+    status, again, error = inside("table.py", "--write", "README.md")
+    assert status == 0, error
+    assert (tmp_path / "README.md").read_text() == text
+
+
+def test_several_seeds(made, tmp_path):
+    for seed, correct in enumerate((10, 14)):
+        folder = tmp_path / f"seed{seed}" / "baseline" / "eval"
+        shutil.copytree(made / "seed0" / "baseline" / "eval", folder)
+        result = utils.read_json(folder / "result.json")
+        utils.write_json(
+            folder / "result.json", result | {"seed": seed, "error": 1 - correct / 100}
+        )
+    assert "88.00 ± 2.00 (24.28)" in table.page(table.find_results(str(tmp_path)))
+    shutil.copytree(tmp_path / "seed1", tmp_path / "again")
+    with pytest.raises(ValueError, match="two results of baseline, seed 1"):
+        table.find_results(str(tmp_path))
+
+
+def test_thinning_keeps_validations_first():
+    records = [{"step": s, "loss": 1.0} for s in range(3000)]
+    records += [{"step": s, "val_accuracy": 0.5} for s in range(0, 3000, 100)]
+    kept = table.thin(records)
+    assert len(kept) <= table.METRICS_LINES
+    assert sum("val_accuracy" in r for r in kept) == 30
+    assert sum("loss" in r for r in kept) > 400 and {"step": 2999, "loss": 1.0} not in kept[:-31]
+    assert table.thin(records[:10]) == records[:10]
+
+
+def test_what_is_refused(tmp_path):
+    fails("table.py", tmp_path / "no", says="there is no folder")
+    fails("table.py", tmp_path, says="no result of a row")
+    done = run_script("table.sh", "dep_2-2-2", PRESET="smoke", check=False)
+    assert done.returncode == 2 and "no row 'dep_2-2-2'" in done.stderr and "shallow" in done.stderr
+    (tmp_path / "page.md").write_text("no markers")
+    with pytest.raises(ValueError, match="put them in"):
+        table.write_into(str(tmp_path / "page.md"), "text")
+
+
+@pytest.mark.parametrize("preset", ["paper", "cpu", "smoke"])
+def test_rows_have_the_same_number_of_steps(preset, tmp_path):
+    """Steps and drops of the rate in table.sh are those of group.sh and split.sh."""
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@" END >>"$LOG"\n')
+    fake.chmod(0o755)
+
+    def caught(script, *words):
+        log = tmp_path / "log"
+        log.write_text("")
+        run_script(
+            script, *words, PRESET=preset, PYTHON=str(fake), LOG=str(log), RUNS="r", BASEMODEL="b"
+        )
+        calls = [call.strip().split("\n") for call in log.read_text().split("END")[:-1]]
+        return [train.parse_flags(call) for call in calls if "--stage" in call]
+
+    [group], [split] = caught("group.sh"), caught("split.sh")
+    [whole] = caught("table.sh", "baseline")
+    first, given = caught("table.sh", "deep_2-2-2-R")
+    [narrow] = caught("table.sh", "narrow")
+    assert whole.max_steps == narrow.max_steps == group.max_steps + split.max_steps
+    assert (first.max_steps, given.max_steps) == (group.max_steps, split.max_steps)
+    assert first.lr_step_epoch == group.lr_step_epoch
+    epochs = whole.max_steps / 500
+    left = [epochs - e for e in whole.lr_step_epoch]
+    assert left == [split.max_steps / 500 - e for e in split.lr_step_epoch]
+    assert whole.k == group.k == first.k
+    target = resnet.count(resnet.equal_tree(resnet.NetworkConfig(k=whole.k, groups=(2, 2, 2))))[0]
+
+    def distance(k):
+        return abs(resnet.count(resnet.ResNet(resnet.NetworkConfig(k=k)))[0] - target)
+
+    assert distance(narrow.k) == min(distance(narrow.k + d / 16) for d in (-1, 0, 1))
+
+
+def test_published_results_are_in_the_readme():
+    """The README holds what table.py makes of results/, where there are any."""
+    if not os.path.isdir(os.path.join(ROOT, "results")):
+        pytest.skip("no results are published yet")
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        assert table.page(table.find_results(os.path.join(ROOT, "results"))) in file.read()
+    for path in table.glob.glob(
+        os.path.join(ROOT, "results", "**", "metrics.jsonl"), recursive=True
+    ):
+        with open(path, encoding="utf-8") as file:
+            assert len([json.loads(line) for line in file]) <= table.METRICS_LINES
