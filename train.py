@@ -12,6 +12,7 @@ weights of --basemodel, else new weights.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -720,6 +721,21 @@ class Loop:
             f"{name} {v:.2f} {'/'.join(map(str, sizes[name]))}" for name, v in sharp.items()
         )
         print(f"    largest share and sizes of groups: {shares}", flush=True)
+        self.run.log_pictures(self.step, self._draw)
+
+    def _draw(self) -> dict:
+        """The report's pictures of the groups as they are now."""
+        import pictures  # matplotlib takes a second to load, which most runs need not spend
+
+        net = self.trainer.net
+        drawn = {"sharpness": pictures.sharpness(self.run.metrics)}
+        with contextlib.suppress(ValueError):  # a group may still be empty
+            drawn["weights"] = pictures.weights(net)
+            if net.config.groups[2] > 1:
+                groups = [classes.tolist() for classes in resnet.class_groups(net)]
+                data = cifar100.describe(self.flags.data_dir)
+                drawn["superclasses"] = pictures.superclasses(groups, data)
+        return drawn
 
     def validate(self) -> None:
         """Validation accuracy, into the log; a new best is kept as a checkpoint."""

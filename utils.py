@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import fcntl
 import glob
+import io
 import json
 import os
 import platform
@@ -367,17 +368,35 @@ class Run:
         self._log_events(step, values)
 
     def _log_events(self, step: int, values: dict[str, float]) -> None:
-        if self._events is None:
-            try:
-                import tensorboard  # noqa: F401, TensorFlow's summaries need it
-            except ImportError:
-                return
-            self._events = tf.summary.create_file_writer(self.directory)
-        with self._events.as_default(step):
+        writer = self._writer()
+        if writer is None:
+            return
+        with writer.as_default(step):
             for name, value in values.items():
                 if isinstance(value, int | float):
                     tf.summary.scalar(name, value)
-        self._events.flush()
+        writer.flush()
+
+    def log_pictures(self, step: int, draw: Callable[[], dict]) -> None:
+        """The matplotlib figures that `draw` makes, by name, to TensorBoard; nothing without it."""
+        writer = self._writer()
+        if writer is None:
+            return
+        with writer.as_default(step):
+            for name, figure in draw().items():
+                file = io.BytesIO()
+                figure.savefig(file, format="png")
+                tf.summary.image(name, tf.io.decode_png(file.getvalue(), channels=3)[None])
+        writer.flush()
+
+    def _writer(self):
+        """Of event files; None where TensorBoard is not installed, which summaries need."""
+        if self._events is None:
+            with contextlib.suppress(ImportError):
+                import tensorboard  # noqa: F401
+
+                self._events = tf.summary.create_file_writer(self.directory)
+        return self._events
 
     def best(self, key: str = "val_accuracy") -> tuple[int, float] | None:
         """(step, value) of the largest logged value, the earliest of equals."""
@@ -453,6 +472,9 @@ class Follower(Run):
 
     def log(self, step: int, **values) -> None:
         self.metrics.append({"step": step} | values)
+
+    def log_pictures(self, step: int, draw: Callable[[], dict]) -> None:
+        pass
 
     def save(self, checkpoint: tf.train.Checkpoint, step: int) -> str:
         return checkpoint_path(self.directory, step)

@@ -342,6 +342,16 @@ def test_event_files_where_tensorboard_is_installed(tmp_path, monkeypatch):
     assert any(name.startswith("events") for name in os.listdir(tmp_path))
 
 
+def test_pictures_where_tensorboard_is_installed(tmp_path, data_dir, monkeypatch):
+    shapes = {}
+    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
+    monkeypatch.setattr(tf.summary, "scalar", lambda name, value: None)
+    monkeypatch.setattr(tf.summary, "image", lambda name, x: shapes.update({name: x.shape}))
+    run("group", str(tmp_path / "r"), data_dir, max_steps=2, group_summary_interval=1)
+    assert shapes.keys() == {"sharpness", "weights", "superclasses"}
+    assert all(shape[0] == 1 and min(shape[1:3]) > 200 for shape in shapes.values())
+
+
 # ---------------------------------------------------------------- any flags whatever
 
 VALUES = {
