@@ -508,8 +508,6 @@ def _measure(title: str, rows: Iterator[dict], columns: dict) -> list[dict]:
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
     utils.check_file(flags.output_file, "output_file")
-    if flags.checkpoint:
-        _tree_checkpoint(flags)
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # contenders share the GPUs
     name, cores = f"WRN-16-{flags.k:g}", len(os.sched_getaffinity(0))
     print(f"{name} on {utils.hardware()}; medians of {flags.repeats} turns\n", flush=True)

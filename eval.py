@@ -69,11 +69,11 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     flags.devices = [name for name in flags.devices.split(",") if name]
     flags.cluster = [address for address in flags.cluster.split(",") if address]
-    _check_flags(parser, flags, argv)
+    _check_flags(parser, flags)
     return flags
 
 
-def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, argv: Sequence[str]) -> None:
+def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace) -> None:
     """Contradictions between flags."""
     if flags.worker:
         if any(
