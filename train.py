@@ -143,8 +143,6 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
     if flags.jit_compile and (len(flags.devices) > 1 or os.environ.get("TF_CONFIG")):
         several = "--devices" if flags.devices else "TF_CONFIG"
         parser.error(f"--jit_compile compiles for one device: leave it or {several} out")
-    if "gamma2_growth" in given and not flags.gamma2_step_epoch:
-        parser.error("--gamma2_growth has no effect without --gamma2_step_epoch: say when it grows")
     flags.ngroups = (flags.ngroups3, flags.ngroups2, flags.ngroups1)
     shown = grouping.format_groups(flags.ngroups)
     if flags.groups not in ("", *class_groups.KINDS, None):
