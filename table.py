@@ -157,8 +157,9 @@ def _equal_counts(result: dict) -> tuple[int, int] | None:
     groups = tuple(map(int, result["groups"].split("-")))
     if max(groups) == 1:
         return None
-    k = float(result["network"].rpartition("-")[2])
-    return resnet.count(resnet.equal_tree(resnet.NetworkConfig(k=k, groups=groups)))
+    _, depth, k = result["network"].split("-")
+    config = resnet.NetworkConfig((int(depth) - 4) // 6, float(k), groups=groups)
+    return resnet.count(resnet.equal_tree(config))
 
 
 def page(found: dict[str, list[dict]]) -> str:

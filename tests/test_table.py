@@ -29,7 +29,7 @@ def made(tmp_path_factory):
     data = write_data(root / "data", COUNTS)
     for row in rows():
         run_script(
-            "table.sh", row, "--max_steps", 2, "--batch_size", 20, "--display", 1,
+            "table.sh", row, "--max_steps", 2, "--batch_size", 20, "--num_residual_units", 1,
             PRESET="smoke", RUNS=str(root / "runs" / "seed0"), DATA_DIR=data,
         )  # fmt: skip
     return root / "runs"
@@ -70,8 +70,8 @@ def test_tables_of_the_rows(made, tmp_path, monkeypatch):
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     first = utils.read_json(tmp_path / "results" / "deep_2-2-2" / "result.json")
     assert f"{100 * first['error']:.2f} (24.62)" in text and "synthetic data set" in text
-    equal = resnet.count(resnet.equal_tree(resnet.NetworkConfig(k=1, groups=(2, 2, 2))))
-    dense = resnet.count(resnet.ResNet(resnet.NetworkConfig(k=1)))
+    equal = resnet.count(resnet.equal_tree(resnet.NetworkConfig(1, k=1, groups=(2, 2, 2))))
+    dense = resnet.count(resnet.ResNet(resnet.NetworkConfig(1, k=1)))
     assert f"{100 * (1 - equal[0] / dense[0]):.1f} %" in text
     for name in ("config.json", "metrics.jsonl", "group/metrics.jsonl", "group/eval_mask_val.json"):
         assert (tmp_path / "results" / "deep_2-2-2" / name).exists()
