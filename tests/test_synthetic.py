@@ -3,7 +3,8 @@
 import time
 
 import cifar100
-import report
+import class_groups
+
 import utils
 from conftest import python, run_script
 
@@ -24,4 +25,4 @@ def test_two_groups_keep_superclasses_together(tmp_path):
     groups = utils.read_json(run / "result.json")["group_classes"]
     superclasses = cifar100.describe(data)["superclass_of_class"]
     assert min(len(classes) for classes in groups) >= 30
-    assert report.pairs_together(groups, superclasses) >= 0.9
+    assert class_groups.pairs_together(groups, superclasses) >= 0.9
