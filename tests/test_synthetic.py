@@ -4,7 +4,6 @@ import time
 
 import cifar100
 import class_groups
-
 import utils
 from conftest import python, run_script
 
