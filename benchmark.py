@@ -444,13 +444,8 @@ def pipeline(flags: argparse.Namespace) -> dict:
 
 def table(rows: Sequence[dict], columns: dict[str, Callable[[dict], str]]) -> str:
     """Rows as a Markdown table."""
-    lines = [list(columns)] + [[cell(row) for cell in columns.values()] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(word.ljust(w) for word, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
+    lines = [[cell(row) for cell in columns.values()] for row in rows]
+    return utils.markdown_table([list(columns), *lines])
 
 
 def _of(name: str, form: str) -> Callable[[dict], str]:

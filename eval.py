@@ -50,7 +50,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         help="where result.json goes (default: eval/, eval_mask/ ... beside the checkpoint)",
     )
     add("--jit_compile", type=utils.boolean, nargs="?", const=True, default=False,
-        help="compile with XLA, on one device (slower than the default on CPUs)")  # fmt: skip
+        help="compile with XLA, on one device")  # fmt: skip
     add(
         "--placement",
         default="single",

@@ -380,9 +380,8 @@ def connect(addresses: Sequence[str]) -> list[str]:
     # TensorFlow would call this process localhost, where no other machine finds it.
     here = tf.train.ClusterSpec({"worker": list(addresses), "localhost": [_own_address(resolved)]})
     tf.config.experimental_connect_to_cluster(here, job_name="localhost", task_index=0)
-    devices = []
+    there, devices = tf.config.list_logical_devices(), []
     for task in range(len(addresses)):
-        there = tf.config.list_logical_devices()
         mine = [d.name for d in there if f"/job:worker/replica:0/task:{task}/" in d.name]
         devices.append(next((name for name in mine if "GPU" in name), mine[0]))
     return devices

@@ -134,7 +134,10 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
             text = "Grey lines mark where the learning rate drops."
             yield f"{name}_curves", f"Learning: {name}", text, pictures.learning_curves(metrics)
         if any("group_sizes" in record for record in metrics):
-            text = "1 is decided, 1 / groups is uniform. The cut is harmless once all are near 1."
+            text = (
+                "1 is decided, 1 / groups is uniform. Before the cut all should be near 1, and the "
+                "weights between groups gone."
+            )
             yield "sharpness", "How the groups became sharp", text, pictures.sharpness(metrics)
         if isinstance(net, resnet.ResNet) and max(net.config.groups) > 1 and _can_be_cut(net):
             text = (
@@ -195,7 +198,7 @@ def _confusions(matrix: np.ndarray, groups: Sequence[Sequence[int]]) -> str:
     """How often what is wrong is at least in the right group."""
     wrong = matrix.sum() - np.trace(matrix)
     inside = sum(matrix[np.ix_(g, g)].sum() for g in groups) - np.trace(matrix)
-    chance = sum(len(g) * (len(g) - 1) for g in groups) / (100 * 99)
+    chance = class_groups.chance_together(groups)
     return (
         f"Of {wrong:,} mistakes {inside / max(wrong, 1):.0%} stay within the group; at random it "
         f"would be {chance:.0%}. Lines divide the groups."

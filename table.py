@@ -107,11 +107,6 @@ def _percent(results: list[dict] | None, paper: float | None) -> str:
     return " ".join(words)
 
 
-def _markdown(lines: list[list[str]]) -> str:
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def table_1(found: dict[str, list[dict]]) -> str:
     """Test errors, by who made the groups."""
     lines = [["test error, % (paper)", "S: semantic", "C: clustering", "R: random", "learned"]]
@@ -120,7 +115,7 @@ def table_1(found: dict[str, list[dict]]) -> str:
         cells = [_percent(found.get(n), p) for n, p in zip(names, paper, strict=True)]
         if any(cells):
             lines.append([title, *cells])
-    return _markdown(lines)
+    return utils.markdown_table(lines)
 
 
 def table_2(found: dict[str, list[dict]]) -> str:
@@ -139,7 +134,7 @@ def table_2(found: dict[str, list[dict]]) -> str:
             cells.append(f"{count / 1e6:.3f} M" if name == "weights" else f"{count / 1e9:.3f} G")
             notes = [f"{TABLE_2[row][i]:.1f} %"] if row in TABLE_2 and TABLE_2[row][i] else []
             if whole and equal:
-                notes.append(f"{1 - equal[i] / whole[name]:.1%}".replace("%", " %"))
+                notes.append(f"{100 * (1 - equal[i] / whole[name]):.1f} %")
             share = f"{100 * (1 - count / whole[name]):.1f} %" if whole else ""
             cells.append(share + (f" ({'; '.join(notes)})" if notes else ""))
         cells.append(_percent(results, None))
@@ -149,7 +144,7 @@ def table_2(found: dict[str, list[dict]]) -> str:
             together = statistics.mean(result["superclass_pairs"] for result in results)
             pairs = f"{together:.2f} ({first['superclass_pairs_chance']:.2f})"
         lines.append([*cells, pairs])
-    return _markdown(lines)
+    return utils.markdown_table(lines)
 
 
 def _equal_counts(result: dict) -> tuple[int, int] | None:

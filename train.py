@@ -228,8 +228,9 @@ class Trainer(tf.Module):
         with self.strategy.scope():
             self.net = resnet.copy(net) if strategy else net
             self.optimizer = Momentum(self.net.trainable_variables, objective.momentum)
-        compiled = tf.function(self._replica_step, jit_compile=True)
-        self._update = compiled if jit_compile else self._replica_step
+        self._update = self._replica_step
+        if jit_compile:
+            self._update = tf.function(self._replica_step, jit_compile=True)
         self.steps_done = tf.Variable(0, dtype=tf.int64)
         # Sums of the metrics, and the number of steps, since the last line of progress.
         self.totals = tf.Variable(tf.zeros(len(METRICS) + 1))

@@ -174,6 +174,16 @@ def read_json(path: str) -> dict:
     return value
 
 
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its columns aligned for reading as text; the first line is the head."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    lines = [lines[0], ["-" * max(width, 3) for width in widths], *lines[1:]]
+    return "\n".join(
+        "| " + " | ".join(word.ljust(w) for word, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
 # ---------------------------------------------------------------- what ran where
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -120,6 +121,13 @@ def fails(script, *flags, says, status=1):
     for text in [says] if isinstance(says, str) else says:
         assert text in error
     return error
+
+
+def free_port():
+    """A port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def train_flags(stage, train_dir, data_dir, **flags):

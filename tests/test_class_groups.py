@@ -39,10 +39,6 @@ def test_semantic_groups_of_another_data_set():
         class_groups.semantic(21, data)
 
 
-def test_semantic_order_is_cifar100s(data_dir):
-    assert len(set(class_groups.SEMANTIC_ORDER)) == 20
-
-
 def test_random_groups_are_equal_and_drawn_from_the_seed():
     groups = class_groups.random(3, 100, seed=1)
     check(groups, 3)

@@ -9,8 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, fails, inside, python, train_flags, write_data
-from test_eval import free_port
+from conftest import ROOT, fails, free_port, inside, python, train_flags, write_data
 
 import cifar100
 import utils

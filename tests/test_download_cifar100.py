@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import class_groups
 import download_cifar100 as dl
 
 ROOT = Path(dl.__file__).parent
@@ -936,3 +937,4 @@ def test_real_archive(tmp_path):
     apple = split["class_names"].index("apple")
     fruit = split["superclass_names"].index("fruit_and_vegetables")
     assert split["superclass_of_class"][apple] == fruit
+    assert sorted(split["superclass_names"]) == sorted(class_groups.SEMANTIC_ORDER)

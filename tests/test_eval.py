@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, fails, grouped_net, images, inside, python, write_data
+from conftest import ROOT, fails, free_port, grouped_net, images, inside, python, write_data
 
 import cifar100
 import eval as evaluation
@@ -208,12 +208,6 @@ def test_devices_that_are_refused(checkpoints, data_dir):
 
 
 # ---------------------------------------------------------------- other machines
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager
