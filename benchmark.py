@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 import cifar100
+import evaluation
 import grouping
 import peers
 import placement
@@ -75,7 +76,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--output_file", default="benchmark.json", help="default: benchmark.json")
     flags = parser.parse_args(argv)
     flags.k = int(flags.k) if flags.k == int(flags.k) else flags.k
-    for name, known in [("only", PARTS), ("precision", train.DTYPES), ("peer", peers.STEPS)]:
+    for name, known in [("only", PARTS), ("precision", evaluation.DTYPES), ("peer", peers.STEPS)]:
         given = [word for word in getattr(flags, name).split(",") if word]
         if set(given) - set(known) or (name == "precision" and not given):
             parser.error(f"--{name} takes {', '.join(known)}, got {getattr(flags, name)!r}")
@@ -227,13 +228,13 @@ def make_inference(net, devices, how, precision, batch_size):
     """`net` is a number k with groups, such as (8, '2-2-2'), or the path of a tree."""
     devices = placement.find_devices(devices)
     if isinstance(net, str):
-        net = train.load_network(net, utils.read_checkpoint(net))[0]
+        net = evaluation.load_network(net, utils.read_checkpoint(net))[0]
     else:
         config = _config(*net)
         net = resnet.equal_tree(config) if max(config.groups) > 1 else resnet.ResNet(config)
     flops = resnet.count(net)[1]
     placed = PLACED[how](net, devices) if how in PLACED else placement.place(net, devices, how)
-    predict = train.predictor(placed, precision)
+    predict = evaluation.predictor(placed, precision)
     images, labels = (tf.constant(x) for x in peers.random_batch(batch_size))
 
     def step():
@@ -297,7 +298,7 @@ def _of_a_device(told: dict, devices: Sequence[str]) -> float:
 def _tree_checkpoint(flags: argparse.Namespace) -> str:
     """Path of --checkpoint, which must be a tree of the width that the table is of."""
     path = utils.find_checkpoint(flags.checkpoint)
-    net = train.load_network(path, utils.read_checkpoint(path))[0]
+    net = evaluation.load_network(path, utils.read_checkpoint(path))[0]
     dense = _config(flags.k, "dense").name
     if not isinstance(net, resnet.SplitResNet) or net.config.name != dense:
         raise ValueError(

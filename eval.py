@@ -20,9 +20,9 @@ from six.moves import cPickle as pickle
 
 import cifar100
 import class_groups
+import evaluation
 import placement
 import resnet
-import train
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -43,7 +43,12 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--mask", type=utils.boolean, nargs="?", const=True, default=False,
         help="set the weights between different groups of a grouped network to zero")  # fmt: skip
-    add("--precision", default="float32", choices=tuple(train.DTYPES), help="of the convolutions")
+    add(
+        "--precision",
+        default="float32",
+        choices=tuple(evaluation.DTYPES),
+        help="of the convolutions",
+    )
     add(
         "--eval_dir",
         default="",
@@ -106,7 +111,7 @@ def load_network(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.SplitR
         tensors = utils.read_checkpoint(path)
     except ValueError as error:
         raise ValueError(f"{error}: name an older model.ckpt-STEP of the run") from None
-    net, description = train.load_network(path, tensors)
+    net, description = evaluation.load_network(path, tensors)
     if masked:
         if not isinstance(net, resnet.ResNet) or max(net.config.groups) == 1:
             raise ValueError(
@@ -126,13 +131,13 @@ def group_accuracies(confusion: np.ndarray, groups: list[np.ndarray]) -> list[fl
     return [float(hits[g].sum() / max(images[g].sum(), 1)) for g in groups]
 
 
-def write_pickle(path: str, evaluation: train.Evaluation, test_time: float) -> None:
+def write_pickle(path: str, found: evaluation.Evaluation, test_time: float) -> None:
     """The published evaluation's output file."""
     values = {
-        "accuracy": evaluation.accuracy,
-        "confusion_matrix": evaluation.confusion,
+        "accuracy": found.accuracy,
+        "confusion_matrix": found.confusion,
         "test_time": test_time,
-        "sec_per_image": evaluation.seconds_per_image,
+        "sec_per_image": found.seconds_per_image,
     }
     with utils.atomic_write(path, "wb") as file:
         pickle.dump(values, file, protocol=2)
@@ -159,9 +164,9 @@ def main(argv: Sequence[str]) -> int | None:
     with placement.Watch(flags.cluster):
         try:
             placed = placement.place(net, devices, flags.placement)
-            predict = train.predictor(placed, flags.precision, flags.jit_compile)
+            predict = evaluation.predictor(placed, flags.precision, flags.jit_compile)
             start = time.perf_counter()
-            evaluation = train.evaluate(predict, images, labels, flags.batch_size)
+            found = evaluation.evaluate(predict, images, labels, flags.batch_size)
         except (tf.errors.UnavailableError, tf.errors.AbortedError):
             raise ValueError(placement.lost(flags.cluster)) from None
     test_time = time.perf_counter() - start
@@ -175,15 +180,15 @@ def main(argv: Sequence[str]) -> int | None:
         "devices": devices or [placement.default_device()],
         "cluster": flags.cluster,
     }
-    values = train.result(net, evaluation, **about)
+    values = evaluation.result(net, found, **about)
     groups = [np.array(classes, int) for classes in values["group_classes"]]
-    values["group_accuracy"] = group_accuracies(evaluation.confusion, groups)
+    values["group_accuracy"] = group_accuracies(found.confusion, groups)
     if len(groups) > 1:
         pairs = class_groups.pairs_together(groups, data["superclass_of_class"])
         values["superclass_pairs"] = pairs
         values["superclass_pairs_chance"] = class_groups.chance_together(groups)
     values["test_time"] = test_time
-    values["confusion_matrix"] = evaluation.confusion.tolist()
+    values["confusion_matrix"] = found.confusion.tolist()
     report(values)
     utils.write_json(result_file, values)
     if output_file:

@@ -1,7 +1,7 @@
 """The paper's CIFAR-100 tables from result.json files: our numbers beside the paper's.
 
     python table.py runs/cpu/table              rows that table.sh has made so far
-    python table.py --publish runs/cpu/table    copy them into results/, without the checkpoints
+    python table.py --publish runs/cpu/table    copy them into results/, two networks to pretrained/
     python table.py --write README.md           results/ into the README, between its markers
 
 Errors are of the 10,000 test images, at the end of the last stage: nothing is picked.
@@ -19,9 +19,11 @@ from collections.abc import Sequence
 
 import utils  # isort: skip, it quiets TensorFlow's start
 
+import evaluation
 import resnet
 
 RESULTS = "results"
+PRETRAINED, PRETRAINED_ROWS = "pretrained", ("baseline", "deep_2-2-2")  # of seed 0
 MARKERS = ("<!-- results: written by table.py -->", "<!-- end of results -->")
 METRICS_LINES = 500  # of a published metrics.jsonl
 VARIANTS = ("S", "C", "R")
@@ -49,7 +51,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = utils.FlagParser(__doc__.partition("\n")[0])
     parser.usage = "%(prog)s FOLDER --FLAG VALUE ..."
     parser.add_argument("folder", nargs="?", default=RESULTS, help=f"default: {RESULTS}")
-    parser.add_argument("--publish", action="store_true", help=f"copy its rows into {RESULTS}")
+    parser.add_argument("--publish", action="store_true", help=f"copy its rows into {RESULTS}/")
     parser.add_argument("--write", metavar="FILE", default="", help="put the table into a file")
     flags = parser.parse_args(argv)
     if not os.path.isdir(flags.folder):
@@ -175,32 +177,56 @@ def page(found: dict[str, list[dict]]) -> str:
 
 
 def publish(folder: str, found: dict[str, list[dict]]) -> list[str]:
-    """Copy each row's result, flags, thinned metrics and groups into RESULTS; its folders there."""
+    """Copy each row's result, flags, thinned metrics and groups into RESULTS; its folders there.
+
+    The weights of PRETRAINED_ROWS, without the optimizer's state, go to PRETRAINED.
+    """
     folders = []
     for row, of_row in found.items():
         for result in of_row:
-            seed = result["seed"]
+            path, seed = result.pop("path"), result["seed"]
             target = os.path.join(RESULTS, row, *([f"seed{seed}"] if seed else []))
-            run = os.path.dirname(os.path.dirname(result["path"]))  # without eval/result.json
-            _publish_run(run, target)
-            shutil.copy(result["path"], os.path.join(target, "result.json"))
+            run = os.path.dirname(os.path.dirname(path))  # without eval/result.json
+            _publish_run(run, target, folder)
+            utils.write_json(os.path.join(target, "result.json"), _without_machine(result, folder))
             group = os.path.join(os.path.dirname(run), "group")
             if os.path.basename(run) == "split" and os.path.isdir(group):
-                _publish_run(group, os.path.join(target, "group"))
+                _publish_run(group, os.path.join(target, "group"), folder)
                 for name in ("eval_val", "eval_mask_val"):  # what the cut costs
-                    path = os.path.join(group, name, "result.json")
-                    shutil.copy(path, os.path.join(target, "group", f"{name}.json"))
+                    cut = utils.read_json(os.path.join(group, name, "result.json"))
+                    cut_file = os.path.join(target, "group", f"{name}.json")
+                    utils.write_json(cut_file, _without_machine(cut, folder))
             folders.append(target)
+            if row in PRETRAINED_ROWS and seed == 0:
+                weights = os.path.join(PRETRAINED, row)
+                shutil.rmtree(weights, ignore_errors=True)
+                checkpoint = os.path.join(run, os.path.basename(result["checkpoint"]))
+                evaluation.export_weights(checkpoint, weights)
+                folders.append(weights)
     return folders
 
 
-def _publish_run(run: str, target: str) -> None:
+def _publish_run(run: str, target: str, folder: str) -> None:
     os.makedirs(target, exist_ok=True)
-    shutil.copy(os.path.join(run, "config.json"), target)
+    config = utils.read_json(os.path.join(run, "config.json"))
+    config["flags"] = _without_machine(config["flags"], folder)
+    utils.write_json(os.path.join(target, "config.json"), config)
     with open(os.path.join(run, "metrics.jsonl"), encoding="utf-8") as file:
         lines = thin([json.loads(line) for line in file])
     with utils.atomic_write(os.path.join(target, "metrics.jsonl")) as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _without_machine(values: dict, folder: str) -> dict:
+    """Paths relative to the folder that is published, where they lie in it, else their last part:
+    the rest is of no use elsewhere."""
+
+    def shorten(path: str) -> str:
+        relative = os.path.relpath(path, folder)
+        return os.path.basename(path) if relative.startswith(os.pardir) else relative
+
+    paths = ("train_dir", "data_dir", "basemodel", "checkpoint")
+    return {k: shorten(v) if k in paths and v else v for k, v in values.items()}
 
 
 def thin(records: list[dict]) -> list[dict]:

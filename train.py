@@ -28,6 +28,7 @@ import tensorflow as tf
 
 import cifar100
 import class_groups
+import evaluation
 import grouping
 import placement
 import resnet
@@ -35,7 +36,6 @@ import resnet
 STAGES = ("baseline", "group", "split")
 TERMS = ("overlap", "weight_split", "uniform")
 METRICS = ("loss", "cross_entropy", "l2", *TERMS, "accuracy")
-DTYPES = {"float32": tf.float32, "bfloat16": tf.bfloat16}
 
 
 # ---------------------------------------------------------------- flags
@@ -81,7 +81,8 @@ def _flag_table() -> list[tuple]:
         ("checkpoint", str, "", STAGES, "run or checkpoint to go on from: weights, momentum, step"),
         ("seed", utils.number(int, low=0, below=2**31), 0, STAGES,
          "of initialization, order, augmentation and dropout"),
-        ("precision", str, "float32", STAGES, f"of the convolutions: {' or '.join(DTYPES)}"),
+        ("precision", str, "float32", STAGES,
+         f"of the convolutions: {' or '.join(evaluation.DTYPES)}"),
         ("deterministic", utils.boolean, False, STAGES, "TensorFlow's deterministic operations"),
         ("keep", count, 3, STAGES, "newest checkpoints to keep, besides the best"),
         ("group_lr_scale", positive, 1.0, grouped, "factor of the alphas' learning rate"),
@@ -137,8 +138,9 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set[str]) -> None:
     """Contradictions between flags; sets `flags.ngroups`."""
-    if flags.precision not in DTYPES:
-        parser.error(f"--precision must be {' or '.join(DTYPES)}, got {flags.precision!r}")
+    if flags.precision not in evaluation.DTYPES:
+        known = " or ".join(evaluation.DTYPES)
+        parser.error(f"--precision must be {known}, got {flags.precision!r}")
     flags.devices = [name for name in flags.devices.split(",") if name]
     if flags.jit_compile and (len(flags.devices) > 1 or os.environ.get("TF_CONFIG")):
         several = "--devices" if flags.devices else "TF_CONFIG"
@@ -292,7 +294,7 @@ class Trainer(tf.Module):
     def _replica_step(self, images, labels, learning_rate, growth, dropout_seed) -> tf.Tensor:
         """The update on one replica, from its share of the batch; returns that one's METRICS."""
         hyper, context = self.objective, tf.distribute.get_replica_context()
-        images = tf.cast(images, DTYPES[hyper.precision])
+        images = tf.cast(images, evaluation.DTYPES[hyper.precision])
         several = context.num_replicas_in_sync > 1
         if several:
             dropout_seed = tf.random.experimental.stateless_fold_in(
@@ -319,92 +321,7 @@ class Trainer(tf.Module):
         )
 
 
-# ---------------------------------------------------------------- evaluation
-
-
-@dataclasses.dataclass
-class Evaluation:
-    """Counts over a data set: `confusion[label, prediction]` int64; mean cross entropy; seconds."""
-
-    confusion: np.ndarray
-    cross_entropy: float
-    seconds_per_image: float
-
-    @property
-    def num_examples(self) -> int:
-        return int(self.confusion.sum())
-
-    @property
-    def correct(self) -> int:
-        return int(np.trace(self.confusion))
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.num_examples
-
-
-def predictor(net, precision: str = "float32", jit_compile: bool = False):
-    """`predict(images, labels)` -> predicted classes int64 `[B]` and the sum of cross entropies."""
-    pictures = tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3])
-    signature = [pictures, tf.TensorSpec([None], tf.int32)]
-
-    @tf.function(input_signature=signature, jit_compile=jit_compile)
-    def predict(images, labels):
-        logits = net(tf.cast(images, DTYPES[precision]))
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-        return tf.argmax(logits, axis=1), tf.reduce_sum(losses)
-
-    return predict
-
-
-def evaluate(predict, images, labels, batch_size: int) -> Evaluation:
-    """Predict every image once. Seconds an image leave the first batch out, which compiles."""
-    confusion = np.zeros([cifar100.NUM_CLASSES] * 2, np.int64)
-    cross_entropy, times, sizes = 0.0, [], []
-    for batch, targets in cifar100.evaluation_batches(images, labels, batch_size):
-        start = time.perf_counter()
-        predictions, losses = (x.numpy() for x in predict(batch, targets))
-        times.append(time.perf_counter() - start)
-        sizes.append(len(predictions))
-        np.add.at(confusion, (targets.numpy(), predictions), 1)
-        cross_entropy += float(losses)
-    if confusion.sum() != len(labels):
-        raise ValueError(f"evaluated {confusion.sum()} images of {len(labels)}")
-    timed = slice(1, None) if len(times) > 1 else slice(None)
-    seconds = sum(times[timed]) / sum(sizes[timed])
-    return Evaluation(confusion, cross_entropy / len(labels), seconds)
-
-
-def result(net, evaluation: Evaluation, **about) -> dict:
-    """What result.json says of a network and its evaluation (`about`: dataset, split, step ...)."""
-    weights, flops = resnet.count(net)
-    values = {
-        "num_examples": evaluation.num_examples,
-        "correct": evaluation.correct,
-        "accuracy": evaluation.accuracy,
-        "error": 1 - evaluation.accuracy,
-        "cross_entropy": evaluation.cross_entropy,
-        "weights": weights,
-        "flops": flops,
-        "network": net.config.name,
-        "groups": grouping.format_groups(net.config.groups),
-        "group_classes": [classes.tolist() for classes in resnet.class_groups(net)],
-        "seconds_per_image": evaluation.seconds_per_image,
-        "hardware": utils.hardware(),
-        "versions": utils.versions(),
-    }
-    return about | values
-
-
 # ---------------------------------------------------------------- what a run starts from
-
-
-def load_network(path: str, tensors: dict[str, np.ndarray], **changes):
-    """`resnet.from_checkpoint`, with the checkpoint's path in what it raises."""
-    try:
-        return resnet.from_checkpoint(tensors, **changes)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def network_to_go_on(path: str, tensors, flags: argparse.Namespace, about: dict):
@@ -413,8 +330,12 @@ def network_to_go_on(path: str, tensors, flags: argparse.Namespace, about: dict)
         raise ValueError(
             f"{path} is a TensorFlow 1 checkpoint: start from its weights with --basemodel"
         )
+    if not any(name.startswith("optimizer/") for name in tensors):
+        raise ValueError(
+            f"{path} holds weights without the optimizer's state: start from them with --basemodel"
+        )
     changes = {"dropout_keep_prob": flags.dropout_keep_prob}
-    net, description = load_network(path, tensors, **changes)
+    net, description = evaluation.load_network(path, tensors, **changes)
     if description.get("stage") != flags.stage:
         raise ValueError(
             f"{path} is of stage {description.get('stage')}, not {flags.stage}: name another "
@@ -428,7 +349,7 @@ def network_to_go_on(path: str, tensors, flags: argparse.Namespace, about: dict)
 def network_from_weights(path: str, flags: argparse.Namespace, about: dict):
     """The network of a new run from other weights: of the same kind, or a grouped one, cut."""
     changes = {name: getattr(flags, name) for name in ("dropout_keep_prob", "bn_no_scale")}
-    base, description = load_network(path, utils.read_checkpoint(path), **changes)
+    base, description = evaluation.load_network(path, utils.read_checkpoint(path), **changes)
     _check_dataset(path, description, flags, about)
     grouped = max(base.config.groups) > 1
     if flags.stage == "split" and flags.groups:
@@ -579,7 +500,7 @@ class Loop:
         self.step = int(trainer.steps_done)
         self.batches = self._batches()
         self.steps_per_epoch = len(data["train"][1]) / flags.batch_size
-        self.predict = predictor(trainer.net, flags.precision)
+        self.predict = evaluation.predictor(trainer.net, flags.precision)
         self.evaluation = None  # the last validation
         self.several_workers = isinstance(
             trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy
@@ -739,16 +660,12 @@ class Loop:
     def validate(self) -> None:
         """Validation accuracy, into the log; a new best is kept as a checkpoint."""
         best = self.run.best()
-        evaluation = evaluate(self.predict, *self.data["val"], self.flags.batch_size)
-        self.run.log(
-            self.step,
-            val_accuracy=evaluation.accuracy,
-            val_cross_entropy=evaluation.cross_entropy,
-        )
-        print(f"    validation: accuracy {evaluation.accuracy:.4f}", flush=True)
-        if best is None or evaluation.accuracy > best[1]:
+        found = evaluation.evaluate(self.predict, *self.data["val"], self.flags.batch_size)
+        self.run.log(self.step, val_accuracy=found.accuracy, val_cross_entropy=found.cross_entropy)
+        print(f"    validation: accuracy {found.accuracy:.4f}", flush=True)
+        if best is None or found.accuracy > best[1]:
             self.save()
-        self.evaluation = evaluation
+        self.evaluation = found
 
     def save(self) -> None:
         """A checkpoint of this step, unless there is one or the last update spoiled the weights."""
@@ -851,9 +768,9 @@ def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
         print(f"interrupted at step {loop.step}: {said}; the same command goes on from here")
         return interruption.status
     if loop.evaluation is None:  # the run was complete before
-        loop.evaluation = evaluate(loop.predict, *loop.data["val"], flags.batch_size)
+        loop.evaluation = evaluation.evaluate(loop.predict, *loop.data["val"], flags.batch_size)
     replicas = loop.trainer.strategy.num_replicas_in_sync
-    values = result(
+    values = evaluation.result(
         loop.trainer.net,
         loop.evaluation,
         split="val",
