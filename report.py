@@ -4,7 +4,8 @@
     python report.py runs/baseline   a single run
 
 writes report.html into that folder, one self-contained page, and its pictures into report/. The
-words also need what eval.py wrote (group/eval, group/eval_mask, split/eval).
+words also need what eval.py wrote: split/eval, and group/eval and group/eval_mask, or the same of
+the validation images (eval_val, eval_mask_val), which is what table.sh writes.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ import grouping
 import pictures
 import resnet
 
-RESULTS = {
-    "grouped": "group/eval/result.json",
-    "cut": "group/eval_mask/result.json",
-    "tree": "split/eval/result.json",
+RESULTS = {  # folders of eval.py, the first that there is
+    "grouped": ("group/eval", "group/eval_val"),
+    "cut": ("group/eval_mask", "group/eval_mask_val"),
+    "tree": ("split/eval",),
 }
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -57,7 +58,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 def summary(results: dict[str, dict], data: dict) -> str:
     """One page of text from the three results of `RESULTS` and the data set's description."""
     grouped, cut, tree = (results[name] for name in RESULTS)
-    if not cut["masked"] or grouped["masked"] or len({r["dataset"] for r in results.values()}) > 1:
+    one = len({r["dataset"] for r in results.values()}) == 1 and grouped["split"] == cut["split"]
+    if not cut["masked"] or grouped["masked"] or not one:
         raise ValueError("the results are not of one pipeline: run eval.py again for each")
     note = " (SYNTHETIC images, not CIFAR-100)" if tree["dataset"] == "synthetic" else ""
     groups = tree["group_classes"]
@@ -65,10 +67,13 @@ def summary(results: dict[str, dict], data: dict) -> str:
         f"data set           {tree['dataset']}, {tree['num_examples']:,} {tree['split']} images"
         f"{note}",
         f"network            {tree['network']}, groups {tree['groups']}",
-        "test accuracy      "
-        f"grouped {grouped['accuracy']:.4f}, right after the cut {cut['accuracy']:.4f}, "
-        f"finetuned tree {tree['accuracy']:.4f}",
     ]
+    before = f"grouped {grouped['accuracy']:.4f}, right after the cut {cut['accuracy']:.4f}"
+    after = f"finetuned tree {tree['accuracy']:.4f}"
+    if grouped["split"] == tree["split"]:
+        lines.append(f"test accuracy      {before}, {after}")
+    else:
+        lines += [f"validation         {before}", f"test accuracy      {after}"]
     for name in ("weights", "flops"):
         saved = 1 - tree[name] / grouped[name]
         lines.append(f"{name:<19}{grouped[name]:,} -> {tree[name]:,}, {saved:.1%} saved")
@@ -90,12 +95,13 @@ def read_results(run: str) -> dict[str, dict]:
         ValueError: one is missing or damaged; says what makes it.
     """
     results = {}
-    for name, file in RESULTS.items():
-        path = os.path.join(run, file)
-        if not os.path.exists(path):
+    for name, folders in RESULTS.items():
+        paths = [os.path.join(run, folder, "result.json") for folder in folders]
+        path = next(filter(os.path.exists, paths), None)
+        if path is None:
             raise ValueError(
-                f"{path} is missing: run quickstart.sh, or eval.py with --checkpoint RUN/group, "
-                "the same with --mask, and RUN/split"
+                f"{paths[0]} is missing: run quickstart.sh, or eval.py with --checkpoint "
+                "RUN/group, the same with --mask, and RUN/split"
             )
         try:
             results[name] = utils.read_json(path)

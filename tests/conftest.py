@@ -12,6 +12,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+REAL_ARCHIVE = os.path.join(ROOT, "../shared/data/cifar-100-python.tar.xz")
 
 import utils  # noqa: E402, F401, it quiets TensorFlow's start
 import numpy as np  # noqa: E402

@@ -24,12 +24,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REAL_ARCHIVE
 
 import class_groups
 import download_cifar100 as dl
 
 ROOT = Path(dl.__file__).parent
-REAL_ARCHIVE = ROOT / "../shared/data/cifar-100-python.tar.xz"
 PAYLOAD = np.random.default_rng(0).bytes(300_000)
 PAYLOAD_MD5 = hashlib.md5(PAYLOAD).hexdigest()
 
@@ -917,7 +917,7 @@ def test_detail_is_kept_by_a_shifted_crop():
 # The real archive --------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not REAL_ARCHIVE.exists(), reason=f"{REAL_ARCHIVE} is missing")
+@pytest.mark.skipif(not os.path.exists(REAL_ARCHIVE), reason=f"{REAL_ARCHIVE} is missing")
 def test_real_archive(tmp_path):
     assert run(tmp_path, "--archive", REAL_ARCHIVE) == 0
     split = dl.read_split(tmp_path)

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from conftest import ROOT, fails, inside, run_script, write_data
+from conftest import REAL_ARCHIVE, ROOT, fails, inside, run_script, write_data
 
 import resnet
 import table
@@ -57,6 +57,14 @@ def test_every_row_runs(made):
     assert baseline["weights"] == dropout["weights"] > found["narrow"][0]["weights"]
     for group in ("eval_val", "eval_mask_val"):
         assert (made / "seed0" / "deep_2-2-2" / "group" / group / "result.json").exists()
+
+
+def test_report_of_a_row(made):
+    row, data = made / "seed0" / "deep_2-2-2", made.parent / "data"
+    status, out, error = inside("report.py", row, "--data_dir", data)
+    assert status == 0, error
+    assert "validation         grouped 0." in out and "test accuracy      finetuned tree 0." in out
+    assert (row / "report" / "superclasses.png").exists()
 
 
 def test_tables_of_the_rows(made, tmp_path, monkeypatch):
@@ -174,3 +182,25 @@ def test_published_results_are_in_the_readme():
     ):
         with open(path, encoding="utf-8") as file:
             assert len([json.loads(line) for line in file]) <= table.METRICS_LINES
+
+
+@pytest.mark.skipif(not os.path.exists(REAL_ARCHIVE), reason=f"{REAL_ARCHIVE} is missing")
+def test_pretrained_networks_have_the_published_numbers(tmp_path):
+    """What a user gets from eval.sh on the networks in pretrained/ is what results/ says."""
+    if not os.path.isdir(os.path.join(ROOT, table.PRETRAINED)):
+        pytest.skip("no networks are published yet")
+    data = str(tmp_path / "data")
+    status, _, error = inside(
+        "download_cifar100.py", "--archive", REAL_ARCHIVE, "--dataset_path", data
+    )
+    assert status == 0, error
+    for row in table.PRETRAINED_ROWS:
+        flags = ("--checkpoint", os.path.join(ROOT, table.PRETRAINED, row))
+        run_script("eval.sh", *flags, "--eval_dir", tmp_path / row, DATA_DIR=data)
+        found = utils.read_json(tmp_path / row / "result.json")
+        published = utils.read_json(os.path.join(ROOT, table.RESULTS, row, "result.json"))
+        # Another processor adds in another order, which may tip an image between two classes.
+        tipped = 0 if found["hardware"] == published["hardware"] else 5
+        assert abs(found["correct"] - published["correct"]) <= tipped
+        for name in ("weights", "flops", "groups", "group_classes", "step", "seed"):
+            assert found[name] == published[name]
