@@ -13,9 +13,9 @@ VENV=$HERE/.venv/bin/python
 PYTHON=${PYTHON:-$([ -x "$VENV" ] && echo "$VENV" || echo python3)}
 
 case $PRESET in
-paper) STEPS=120000 INITIAL_LR=0.1 LR_STEP_EPOCH=100,140 INTERVAL=1000 ;;
-cpu) STEPS=13000 INITIAL_LR=0.1 LR_STEP_EPOCH=16,22 INTERVAL=500 ;;
-smoke) STEPS=1500 INITIAL_LR=0.05 LR_STEP_EPOCH=2 INTERVAL=500 ;;
+paper) STEPS=120000 INITIAL_LR=0.1 LR_STEP_EPOCH=100,140 LR_DECAY=0.1 INTERVAL=1000 ;;
+cpu) STEPS=13000 INITIAL_LR=0.1 LR_STEP_EPOCH=10,16,20,23,25 LR_DECAY=0.3 INTERVAL=500 ;;
+smoke) STEPS=1500 INITIAL_LR=0.05 LR_STEP_EPOCH=2 LR_DECAY=0.1 INTERVAL=500 ;;
 *) echo "split.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
 esac
 
@@ -29,7 +29,7 @@ exec "$PYTHON" "$HERE/train.py" \
     --max_steps "$STEPS" \
     --initial_lr "$INITIAL_LR" \
     --lr_step_epoch "$LR_STEP_EPOCH" \
-    --lr_decay 0.1 \
+    --lr_decay "$LR_DECAY" \
     --momentum 0.9 \
     --l2_weight 5e-4 \
     --display 100 \

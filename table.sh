@@ -18,15 +18,15 @@ export PYTHON=${PYTHON:-$([ -x "$VENV" ] && echo "$VENV" || echo python3)}
 # K_NARROW: of the network that is not split and has about as many weights as 2-2-2 equal groups.
 case $PRESET in
 paper)
-    K=8 K_NARROW=5.75 FIRST=200000 FIRST_DROPS=240,300 ALL=320000 ALL_DROPS=500,540
+    K=8 K_NARROW=5.75 FIRST=200000 FIRST_DROPS=240,300 ALL=320000 ALL_DROPS=500,540 ALL_DECAY=0.1
     DROPOUT_KEEP_PROB=0.5 INTERVAL=1000
     ;;
 cpu)
-    K=2 K_NARROW=1.4375 FIRST=7000 FIRST_DROPS=13 ALL=20000 ALL_DROPS=30,36
+    K=2 K_NARROW=1.4375 FIRST=7000 FIRST_DROPS=13 ALL=20000 ALL_DROPS=24,30,34,37,39 ALL_DECAY=0.3
     DROPOUT_KEEP_PROB=0.9 INTERVAL=500
     ;;
 smoke)
-    K=1 K_NARROW=0.6875 FIRST=3000 FIRST_DROPS=5 ALL=4500 ALL_DROPS=8
+    K=1 K_NARROW=0.6875 FIRST=3000 FIRST_DROPS=5 ALL=4500 ALL_DROPS=8 ALL_DECAY=0.1
     DROPOUT_KEEP_PROB=0.9 INTERVAL=500
     ;;
 *) echo "table.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
@@ -52,8 +52,9 @@ train() { # DIRECTORY FLAG ...
         --val_interval "$INTERVAL" --checkpoint_interval "$INTERVAL" "$@"
 }
 
-baseline() { # DIRECTORY STEPS DROPS FLAG ...
-    train "$1" --stage baseline --max_steps "$2" --lr_step_epoch "$3" --l2_weight 5e-4 "${@:4}"
+baseline() { # DIRECTORY STEPS DROPS DECAY FLAG ...
+    train "$1" --stage baseline --max_steps "$2" --lr_step_epoch "$3" --lr_decay "$4" \
+        --l2_weight 5e-4 "${@:5}"
 }
 
 evaluate() { # RUN FLAG ...
@@ -80,7 +81,7 @@ split_row() { # ROW FLAG ...
     else
         base=$RUNS/shared/baseline
         # Another row may have trained it; a run that is complete has a result.
-        [ -e "$base/result.json" ] || baseline "$base" "$FIRST" "$FIRST_DROPS" --k "$K" "$@"
+        [ -e "$base/result.json" ] || baseline "$base" "$FIRST" "$FIRST_DROPS" 0.1 --k "$K" "$@"
         groups+=(--groups "$kind")
     fi
     BASEMODEL=$base TRAIN_DIR=$RUNS/$row/split "$HERE/split.sh" --seed "$SEED" "${groups[@]}" "$@"
@@ -97,12 +98,12 @@ case " $SPLITS " in
 *" ${ROW%-[SCR]} "*) split_row "$ROW" "$@" ;;
 *)
     case $ROW in
-    baseline) baseline "$RUNS/$ROW" "$ALL" "$ALL_DROPS" --k "$K" "$@" ;;
+    baseline) baseline "$RUNS/$ROW" "$ALL" "$ALL_DROPS" "$ALL_DECAY" --k "$K" "$@" ;;
     baseline_dropout)
-        baseline "$RUNS/$ROW" "$ALL" "$ALL_DROPS" --k "$K" \
+        baseline "$RUNS/$ROW" "$ALL" "$ALL_DROPS" "$ALL_DECAY" --k "$K" \
             --dropout_keep_prob "$DROPOUT_KEEP_PROB" "$@"
         ;;
-    narrow) baseline "$RUNS/$ROW" "$ALL" "$ALL_DROPS" --k "$K_NARROW" "$@" ;;
+    narrow) baseline "$RUNS/$ROW" "$ALL" "$ALL_DROPS" "$ALL_DECAY" --k "$K_NARROW" "$@" ;;
     *)
         echo "table.sh: error: there is no row '$ROW'; these are:" >&2
         list_rows >&2
