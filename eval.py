@@ -192,7 +192,7 @@ def main(argv: Sequence[str]) -> int | None:
     report(values)
     utils.write_json(result_file, values)
     if output_file:
-        write_pickle(output_file, evaluation, test_time)
+        write_pickle(output_file, found, test_time)
     print(f"written: {result_file} {output_file}".rstrip())
     return 0
 
