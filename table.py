@@ -26,6 +26,7 @@ RESULTS = "results"
 PRETRAINED, PRETRAINED_ROWS = "pretrained", ("baseline", "deep_2-2-2")  # of seed 0
 MARKERS = ("<!-- results: written by table.py -->", "<!-- end of results -->")
 METRICS_LINES = 500  # of a published metrics.jsonl
+PICTURES = ("sharpness.png", "superclasses.png", "weights.png")  # of report.py, where it was run
 VARIANTS = ("S", "C", "R")
 # Test error, %: (title, row, paper's with semantic, clustering, random and learned groups).
 TABLE_1 = [
@@ -177,9 +178,10 @@ def page(found: dict[str, list[dict]]) -> str:
 
 
 def publish(folder: str, found: dict[str, list[dict]]) -> list[str]:
-    """Copy each row's result, flags, thinned metrics and groups into RESULTS; its folders there.
+    """Copy each row's result, flags, thinned metrics, groups and pictures into RESULTS.
 
-    The weights of PRETRAINED_ROWS, without the optimizer's state, go to PRETRAINED.
+    The weights of PRETRAINED_ROWS, without the optimizer's state, go to PRETRAINED. Returns the
+    folders that it wrote.
     """
     folders = []
     for row, of_row in found.items():
@@ -196,6 +198,10 @@ def publish(folder: str, found: dict[str, list[dict]]) -> list[str]:
                     cut = utils.read_json(os.path.join(group, name, "result.json"))
                     cut_file = os.path.join(target, "group", f"{name}.json")
                     utils.write_json(cut_file, _without_machine(cut, folder))
+            for name in PICTURES:
+                picture = os.path.join(os.path.dirname(run), "report", name)
+                if os.path.exists(picture):
+                    shutil.copy(picture, target)
             folders.append(target)
             if row in PRETRAINED_ROWS and seed == 0:
                 weights = os.path.join(PRETRAINED, row)

@@ -59,16 +59,12 @@ def test_every_row_runs(made):
         assert (made / "seed0" / "deep_2-2-2" / "group" / group / "result.json").exists()
 
 
-def test_report_of_a_row(made):
-    row, data = made / "seed0" / "deep_2-2-2", made.parent / "data"
-    status, out, error = inside("report.py", row, "--data_dir", data)
+def test_tables_and_report_of_the_rows(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = made.parent / "data"
+    status, out, error = inside("report.py", made / "seed0" / "deep_2-2-2", "--data_dir", data)
     assert status == 0, error
     assert "validation         grouped 0." in out and "test accuracy      finetuned tree 0." in out
-    assert (row / "report" / "superclasses.png").exists()
-
-
-def test_tables_of_the_rows(made, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").write_text(
         f"before\n{table.MARKERS[0]}\nold\n{table.MARKERS[1]}\nafter\n"
     )
@@ -81,16 +77,16 @@ def test_tables_of_the_rows(made, tmp_path, monkeypatch):
     equal = resnet.count(resnet.equal_tree(resnet.NetworkConfig(1, k=1, groups=(2, 2, 2))))
     dense = resnet.count(resnet.ResNet(resnet.NetworkConfig(1, k=1)))
     assert f"{100 * (1 - equal[0] / dense[0]):.1f} %" in text
-    for name in ("config.json", "metrics.jsonl", "group/metrics.jsonl", "group/eval_mask_val.json"):
+    files = ("config.json", "metrics.jsonl", "superclasses.png")
+    for name in (*files, "group/metrics.jsonl", "group/eval_mask_val.json"):
         assert (tmp_path / "results" / "deep_2-2-2" / name).exists()
     published = [p.read_text() for p in (tmp_path / "results").rglob("*.json*")]
     assert len(published) > 50 and not any(str(made) in text for text in published)
     # The weights alone give the same numbers again.
     for row in table.PRETRAINED_ROWS:
         status, _, error = inside(
-            "eval.py", "--checkpoint", tmp_path / "pretrained" / row, "--data_dir",
-            made.parent / "data",
-        )  # fmt: skip
+            "eval.py", "--checkpoint", tmp_path / "pretrained" / row, "--data_dir", data
+        )
         assert status == 0, error
         again = utils.read_json(tmp_path / "pretrained" / row / "eval" / "result.json")
         old = utils.read_json(tmp_path / "results" / row / "result.json")
