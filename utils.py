@@ -212,7 +212,8 @@ def hardware() -> str:
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         name = re.search(r"model name\s*: (.*)", file.read() + "\nmodel name: " + name).group(1)
-    parts = [f"{name}, {len(os.sched_getaffinity(0))} cores"]
+    cores = len(os.sched_getaffinity(0))
+    parts = [f"{name}, {cores} core{'s' if cores > 1 else ''}"]
     for gpu in tf.config.list_physical_devices("GPU"):
         parts.append(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU"))
     return ", ".join(parts)
