@@ -26,7 +26,7 @@ RESULTS = "results"
 PRETRAINED, PRETRAINED_ROWS = "pretrained", ("baseline", "deep_2-2-2")  # of seed 0
 MARKERS = ("<!-- results: written by table.py -->", "<!-- end of results -->")
 METRICS_LINES = 500  # of a published metrics.jsonl
-PICTURES = ("sharpness.png", "superclasses.png", "weights.png")  # of report.py, where it was run
+PICTURES = ("sharpness.png", "superclasses.png")  # of report.py, where it was run
 VARIANTS = ("S", "C", "R")
 # Test error, %: (title, row, paper's with semantic, clustering, random and learned groups).
 TABLE_1 = [
@@ -168,7 +168,7 @@ def page(found: dict[str, list[dict]]) -> str:
     network = found.get("baseline", found.get("deep_2-2-2", [first]))[0]["network"]
     return "\n\n".join([
         f"{network}, preset `{first['preset']}`{note}, {first['num_examples']:,} test images; "
-        f"trained on {'; '.join(hardware)}. The paper's numbers are of WRN-16-8.",
+        f"on {'; '.join(hardware)}. The paper's numbers are of WRN-16-8.",
         table_1(found),
         table_2(found),
     ])  # fmt: skip
