@@ -168,7 +168,7 @@ def page(found: dict[str, list[dict]]) -> str:
     network = found.get("baseline", found.get("deep_2-2-2", [first]))[0]["network"]
     return "\n\n".join([
         f"{network}, preset `{first['preset']}`{note}, {first['num_examples']:,} test images; "
-        f"on {'; '.join(hardware)}. The paper's numbers are of WRN-16-8.",
+        f"evaluated on {'; '.join(hardware)}. The paper's numbers are of WRN-16-8.",
         table_1(found),
         table_2(found),
     ])  # fmt: skip
