@@ -15,7 +15,7 @@ import tensorflow as tf
 from conftest import ROOT, fails, free_port, grouped_net, images, inside, python, write_data
 
 import cifar100
-import eval as evaluation
+import eval as eval_script
 import placement
 import resnet
 import train
@@ -144,7 +144,7 @@ def test_damaged_checkpoint(checkpoints, data_dir, tmp_path):
 def test_group_accuracies():
     confusion = np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]])
     groups = [np.array([0, 1]), np.array([2])]
-    assert evaluation.group_accuracies(confusion, groups) == [5 / 8, 0.0]
+    assert eval_script.group_accuracies(confusion, groups) == [5 / 8, 0.0]
 
 
 # ---------------------------------------------------------------- devices
@@ -246,13 +246,17 @@ def test_workers_of_a_cluster_predict_the_same(checkpoints, data_dir, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_worker_that_is_lost(number, checkpoints, tmp_path):
     """It dies, or it hangs: one line within 30 seconds."""
-    data = write_data(tmp_path / "data", {"test": 9000})
-    flags = ["--checkpoint", checkpoints["tree"], "--data_dir", data, "--batch_size", "10"]
+    data = write_data(tmp_path / "data", {"test": 20000})  # one by one: a minute's work
+    results = tmp_path / "eval"
+    flags = ["--checkpoint", checkpoints["tree"], "--data_dir", data, "--batch_size", "1"]
     with workers(2) as (started, cluster):
-        flags += ["--placement", "branch", "--cluster", cluster]
+        flags += ["--placement", "branch", "--cluster", cluster, "--eval_dir", str(results)]
         command = [sys.executable, os.path.join(ROOT, "eval.py"), *flags]
         client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        time.sleep(12)  # it evaluates by now
+        while not results.exists():  # made when the workers have answered, before evaluating
+            assert client.poll() is None
+            time.sleep(0.1)
+        time.sleep(5)
         assert client.poll() is None
         started[1].send_signal(number)
         start = time.monotonic()

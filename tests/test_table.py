@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from concurrent import futures
 
 import pytest
 from conftest import REAL_ARCHIVE, ROOT, fails, inside, run_script, write_data
@@ -27,11 +28,17 @@ def made(tmp_path_factory):
     """Every row at the smoke preset, a few steps each: the folder of all seeds."""
     root = tmp_path_factory.mktemp("table")
     data = write_data(root / "data", COUNTS)
-    for row in rows():
+
+    def run(row):
         run_script(
             "table.sh", row, "--max_steps", 2, "--batch_size", 20, "--num_residual_units", 1,
             PRESET="smoke", RUNS=str(root / "runs" / "seed0"), DATA_DIR=data,
         )  # fmt: skip
+
+    first, *rest = sorted(rows(), key=lambda row: not row.endswith("-R"))
+    run(first)  # trains the baseline that the other given groups share
+    with futures.ThreadPoolExecutor(2) as pool:  # most of a row is TensorFlow's start, on one core
+        list(pool.map(run, rest))
     return root / "runs"
 
 
