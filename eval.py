@@ -9,6 +9,7 @@ of this machine (`--devices`) or of others (`--cluster`), each of which runs `ev
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from six.moves import cPickle as pickle
 import cifar100
 import class_groups
 import evaluation
+import grouping
 import placement
 import resnet
 
@@ -187,6 +189,10 @@ def main(argv: Sequence[str]) -> int | None:
         pairs = class_groups.pairs_together(groups, data["superclass_of_class"])
         values["superclass_pairs"] = pairs
         values["superclass_pairs_chance"] = class_groups.chance_together(groups)
+    if isinstance(net, resnet.ResNet) and net.alphas and not flags.mask:
+        values["sharpness"] = grouping.sharpness(net)
+        with contextlib.suppress(ValueError):  # of an empty group: this network cannot be cut
+            values["squares_inside"] = grouping.squares_inside(net)
     values["test_time"] = test_time
     values["confusion_matrix"] = found.confusion.tolist()
     report(values)

@@ -292,6 +292,23 @@ def merged_assignments(config, assignment: dict[str, np.ndarray]) -> dict[str, n
     return merged
 
 
+def squares_inside(net) -> dict[str, float]:
+    """Share of each split layer's squared weights that joins features of one group.
+
+    The cut removes the others, so it costs nothing where this is 1.
+
+    Raises:
+        ValueError: a group is empty.
+    """
+    groups = merged_assignments(net.config, hard_assignments(net))
+    shares = {}
+    for kernel, inputs, outputs in split_layers(net):
+        squares = np.square(kernel.numpy())
+        same = groups[inputs][:, None] == groups[outputs]
+        shares[kernel.name.rpartition("/")[0]] = float((squares * same).sum() / squares.sum())
+    return shares
+
+
 class Partition:
     """Which of the dense network's channels and classes each group owns, level by level.
 

@@ -159,6 +159,7 @@ def samples(groups: Sequence[Sequence[int]], images, labels, data: dict, per_gro
 def weights(net: resnet.ResNet, layers: int = 4) -> Figure:
     """Split layers' weights: as they lie, sorted by group, and after the cut (Figure 3)."""
     groups = grouping.merged_assignments(net.config, grouping.hard_assignments(net))
+    inside = grouping.squares_inside(net)
     all_layers = list(grouping.split_layers(net))
     chosen = [all_layers[i] for i in np.linspace(0, len(all_layers) - 1, layers).astype(int)]
     figure, axes = _figure(3, layers, 2.5 * layers, 7.6)
@@ -171,11 +172,9 @@ def weights(net: resnet.ResNet, layers: int = 4) -> Figure:
         size = size.numpy()  # (D, K)
         rows, columns = (np.argsort(groups[name], kind="stable") for name in (inputs, outputs))
         same = groups[inputs][:, None] == groups[outputs]
-        squares = np.square(kernel.numpy())
-        share = float((squares * same).sum() / squares.sum())
-        name = resnet.name_of(kernel).rpartition("/")[0]
+        name = kernel.name.rpartition("/")[0]
         shown = [size, size[np.ix_(rows, columns)], (size * same)[np.ix_(rows, columns)]]
-        titles = [name, f"{share:.2%} of squares inside", ""]
+        titles = [name, f"{inside[name]:.2%} of squares inside", ""]
         for axis, picture, title in zip(axes[:, column], shown, titles, strict=True):
             axis.imshow(picture, cmap="Blues", vmin=0, vmax=np.quantile(size, 0.99), aspect="auto")
             axis.set(xticks=[], yticks=[])

@@ -74,6 +74,12 @@ def summary(results: dict[str, dict], data: dict) -> str:
         lines.append(f"test accuracy      {before}, {after}")
     else:
         lines += [f"validation         {before}", f"test accuracy      {after}"]
+    if "squares_inside" in grouped:
+        shares = (min(grouped[name].values()) for name in ("sharpness", "squares_inside"))
+        lines.append(
+            "before the cut     largest share at least {:.3f} in every indicator, squared weights "
+            "inside the groups at least {:.2%} in every split layer".format(*shares)
+        )
     for name in ("weights", "flops"):
         saved = 1 - tree[name] / grouped[name]
         lines.append(f"{name:<19}{grouped[name]:,} -> {tree[name]:,}, {saved:.1%} saved")

@@ -137,6 +137,18 @@ def test_empty_group_is_named():
         resnet.split(net)
 
 
+@pytest.mark.parametrize("groups", [(1, 1, 4), (2, 3, 5)])
+def test_squares_inside_are_those_that_the_cut_keeps(groups):
+    net = grouped_net(groups)
+    shares = grouping.squares_inside(net)
+    kernels = [kernel for kernel, *_ in grouping.split_layers(net)]
+    before = [np.square(kernel.numpy()).sum() for kernel in kernels]
+    resnet.mask(net)
+    after = [np.square(kernel.numpy()).sum() for kernel in kernels]
+    np.testing.assert_allclose(list(shares.values()), np.divide(after, before), rtol=1e-5)
+    assert max(shares.values()) < 0.8 and set(grouping.squares_inside(net).values()) == {1.0}
+
+
 @pytest.mark.parametrize("damage", ["missing", "short", "empty group"])
 def test_partition_checks_its_index_lists(damage):
     net = grouped_net((1, 1, 4))
