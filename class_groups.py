@@ -93,8 +93,9 @@ def clustering(groups: Sequence[int], classifier: np.ndarray, seed: int) -> list
             found = method.fit_predict(affinity[np.ix_(classes, classes)])
         divided = []
         for number in range(numbers[0]):
-            # What each later level makes of this cluster; the longer runs come first.
-            rest = [len(grouping.merge_runs(n, numbers[0])[number]) for n in numbers[1:]]
+            # How many groups each later level has below this cluster.
+            ends = range(2, len(numbers) + 1)
+            rest = [len(grouping.groups_below(numbers[:end])[number]) for end in ends]
             divided += divide(classes[found == number], rest)
         return divided
 
@@ -131,7 +132,7 @@ def by_chance(measure, groups, superclass_of_class, draws: int = 1000) -> tuple[
 
 
 def chance_together(groups: Sequence[Sequence[int]]) -> float:
-    """The same for random groups of these sizes: the share of all pairs that are in one group."""
+    """`pairs_together` of random groups of these sizes: the share of all pairs in one group."""
     sizes = [len(classes) for classes in groups]
     total = sum(sizes)
     return sum(n * (n - 1) for n in sizes) / (total * (total - 1))

@@ -120,11 +120,7 @@ def load_network(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.SplitR
                 f"--mask needs a grouped dense network, but {path} is none: leave it out"
             )
         resnet.mask(net)
-    about = {
-        name: description.get(name)
-        for name in ("dataset", "stage", "seed", "preset", "class_groups")
-    }
-    return net, about | {"step": int(tensors.get("step", tensors.get("global_step", 0)))}
+    return net, description | {"step": int(tensors.get("step", tensors.get("global_step", 0)))}
 
 
 def group_accuracies(confusion: np.ndarray, groups: list[np.ndarray]) -> list[float]:
@@ -153,14 +149,9 @@ def main(argv: Sequence[str]) -> int | None:
     devices = placement.find_devices(flags.devices) if flags.devices else []
     if flags.cluster:
         devices = placement.connect(flags.cluster)
-    net, about = load_network(path, flags.mask)
+    net, description = load_network(path, flags.mask)
     data = cifar100.describe(flags.data_dir)
-    dataset = data["dataset"]
-    if about["dataset"] not in (None, dataset):
-        raise ValueError(
-            f"{path} was trained on {about['dataset']}, but {flags.data_dir} holds {dataset}: "
-            "name the data set that it was trained on with --data_dir"
-        )
+    evaluation.check_dataset(path, description, data, flags.data_dir, flags.split)
     images, labels = cifar100.load(flags.data_dir, flags.split)
     result_file, output_file = output_files(flags, path)
     with placement.Watch(flags.cluster):
@@ -172,8 +163,10 @@ def main(argv: Sequence[str]) -> int | None:
         except (tf.errors.UnavailableError, tf.errors.AbortedError):
             raise ValueError(placement.lost(flags.cluster)) from None
     test_time = time.perf_counter() - start
+    about = {name: description.get(name) for name in ("stage", "seed", "preset", "class_groups")}
     about |= {
-        "dataset": dataset,
+        "step": description["step"],
+        "dataset": data["dataset"],
         "split": flags.split,
         "checkpoint": path,
         "masked": flags.mask,

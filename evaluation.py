@@ -25,6 +25,25 @@ def load_network(path: str, tensors: dict[str, np.ndarray], **changes):
         raise ValueError(f"{path}: {error}") from None
 
 
+def check_dataset(path: str, description: dict, data: dict, folder: str, split="train") -> None:
+    """Raise ValueError where a checkpoint comes from another data set than the one in `folder`.
+
+    Args:
+        description: the checkpoint's. What it does not say, as a TensorFlow 1 checkpoint, may be.
+        data: the data set's (`cifar100.describe`).
+        split: the images that are to be used; only training and validation images depend on how
+            the data set was divided into them (`indices_sha256`).
+    """
+    for key in ["dataset", *(["indices_sha256"] if split in ("train", "val") else [])]:
+        trained_on, here = description.get(key), data.get(key, "")
+        if trained_on not in (None, here):
+            raise ValueError(
+                f"{path} was trained on {description['dataset']} ({key} {trained_on}), but "
+                f"{folder} holds {data['dataset']} ({key} {here}): name the data that it was "
+                "trained on with --data_dir"
+            )
+
+
 def export_weights(checkpoint: str, folder: str) -> str:
     """Copy a checkpoint into a folder without the optimizer's state; returns the copy's path.
 

@@ -72,6 +72,17 @@ def merge_runs(num_groups: int, num_merged: int) -> list[range]:
     return [range(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
+def groups_below(groups: Sequence[int]) -> list[list[int]]:
+    """The groups of the last level of `groups` below each group of its first, level by level.
+
+    2-3-4 gives {0, 1, 2}, {3}, where 4 merged into 2 at once would be {0, 1}, {2, 3}.
+    """
+    below = [[group] for group in range(groups[-1])]
+    for num_merged in reversed(groups[:-1]):
+        below = [sum(below[run.start : run.stop], []) for run in merge_runs(len(below), num_merged)]
+    return below
+
+
 # ---------------------------------------------------------------- soft assignments
 
 
@@ -266,16 +277,17 @@ def given_assignment(config, class_groups: Sequence[np.ndarray]) -> dict[str, np
     """
     classes = np.array([len(group) for group in class_groups])
     assignment = {}
-    for name, (num_groups, size) in indicator_shapes(config).items():
+    for name, (_, size) in indicator_shapes(config).items():
         if name == "q1":
             assignment[name] = np.zeros(size, np.int64)
             for number, group in enumerate(class_groups):
                 assignment[name][group] = number
             continue
-        shares = [classes[list(run)].sum() for run in merge_runs(len(classes), num_groups)]
-        bounds = np.round(np.cumsum(shares) / classes.sum() * (size - num_groups)).astype(int)
-        sizes = np.diff(bounds, prepend=0) + 1
-        assignment[name] = np.repeat(np.arange(num_groups), sizes)
+        level = int(name[1])
+        shares = [classes[below].sum() for below in groups_below(config.groups[3 - level :])]
+        bounds = np.cumsum(shares) / classes.sum() * (size - len(shares))
+        sizes = np.diff(np.round(bounds).astype(int), prepend=0) + 1
+        assignment[name] = np.repeat(np.arange(len(shares)), sizes)
     return assignment
 
 

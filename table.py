@@ -41,7 +41,7 @@ TABLE_1 = [
 ]
 # The paper's Table 2: % of weights and of FLOPs saved.
 TABLE_2 = {
-    "baseline": (0, 0), "fc_1-1-4": (0.35, 0), "shallow_1-2-2": (32.54, 14.63),
+    "fc_1-1-4": (0.35, 0), "shallow_1-2-2": (32.54, 14.63),
     "deep_2-2-2": (46.39, 31.97), "hier_2-4-4": (62.58, 39.29),
 }  # fmt: skip
 ROWS = [row + kind for _, row, *paper in TABLE_1 for kind in ("", *(f"-{v}" for v in VARIANTS))]
@@ -66,28 +66,70 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 def find_results(folder: str) -> dict[str, list[dict]]:
     """Test results by row, one for each seed; each has its file's name in `path`.
 
+    Args:
+        folder: what table.sh filled (`[seedN/]ROW/eval` or `[seedN/]ROW/split/eval`), or what
+            `publish` did (`ROW/` or `ROW/seedN/`).
+
     Raises:
-        ValueError: there are none, or two of one row and seed.
+        ValueError: there are none, or they do not belong into one table.
     """
-    found = {}
-    for path in sorted(
-        glob.glob(os.path.join(glob.escape(folder), "**", "result.json"), recursive=True)
-    ):
-        rows = [part for part in os.path.relpath(path, folder).split(os.sep) if part in ROWS]
-        result = utils.read_json(path)
-        if not rows or result.get("split") != "test" or result.get("masked"):
-            continue
-        of_row = found.setdefault(rows[-1], [])
-        if any(other["seed"] == result["seed"] for other in of_row):
-            raise ValueError(f"{folder} has two results of {rows[-1]}, seed {result['seed']}")
-        of_row.append(result | {"path": path})
+    found = _collect(folder)
     if not found:
         raise ValueError(f"no result of a row in {folder}: make one with table.sh")
-    for name in ("dataset", "preset"):
-        values = {str(result[name]) for of_row in found.values() for result in of_row}
-        if len(values) > 1:
-            raise ValueError(f"{folder} mixes {name}s ({', '.join(sorted(values))}): name one's")
+    for row, of_row in found.items():
+        for result in of_row:
+            _check_complete(result)
+        seeds = [result["seed"] for result in of_row]
+        for seed in set(seeds):
+            if seeds.count(seed) > 1:
+                raise ValueError(f"{folder} has two results of {row}, seed {seed}: remove one")
+    _check_alike(found, folder)
     return found
+
+
+def _collect(folder: str) -> dict[str, list[dict]]:
+    found = {}
+    for row in ROWS:
+        run = f"{row}/split" if _is_tree(row) else row
+        for place in (f"{run}/eval", f"seed*/{run}/eval", row, f"{row}/seed*"):
+            pattern = os.path.join(glob.escape(folder), place, "result.json")
+            for path in sorted(glob.glob(pattern)):
+                result = utils.read_json(path)
+                if result.get("split") == "test":
+                    found.setdefault(row, []).append(result | {"path": path})
+    return found
+
+
+def _is_tree(row: str) -> bool:
+    return row not in ("baseline", "baseline_dropout", "narrow")
+
+
+def _is_published(result: dict) -> bool:
+    """Whether it lies beside its run's config.json, as `publish` puts it."""
+    return os.path.basename(os.path.dirname(result["path"])) != "eval"
+
+
+def _check_complete(result: dict) -> None:
+    """Raise ValueError unless a result is of its run's last step, in float32."""
+    run = os.path.dirname(result["path"])
+    config = os.path.join(run if _is_published(result) else os.path.dirname(run), "config.json")
+    steps = utils.read_json(config)["flags"]["max_steps"]
+    if result["step"] != steps or result["precision"] != "float32":
+        raise ValueError(
+            f"{result['path']} is of step {result['step']} of {steps} in {result['precision']}: "
+            "run eval.py on the run again when it is complete, in float32"
+        )
+
+
+def _check_alike(found: dict[str, list[dict]], where: str) -> None:
+    """Raise ValueError where results differ in what one table has in common."""
+    for name in ("dataset", "preset", "network"):
+        rows = [row for row in found if name != "network" or row != "narrow"]
+        values = {str(result[name]) for row in rows for result in found[row]}
+        if len(values) > 1:
+            raise ValueError(
+                f"{where} mixes {name}s ({', '.join(sorted(values))}): name a folder of one's"
+            )
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -135,17 +177,19 @@ def table_2(found: dict[str, list[dict]]) -> str:
         for i, name in enumerate(("weights", "flops")):
             count = statistics.mean(result[name] for result in results)
             cells.append(f"{count / 1e6:.3f} M" if name == "weights" else f"{count / 1e9:.3f} G")
-            notes = [f"{TABLE_2[row][i]:.1f} %"] if row in TABLE_2 and TABLE_2[row][i] else []
-            if whole and equal:
-                notes.append(f"{100 * (1 - equal[i] / whole[name]):.1f} %")
             share = f"{100 * (1 - count / whole[name]):.1f} %" if whole else ""
-            cells.append(share + (f" ({'; '.join(notes)})" if notes else ""))
+            if whole and equal:
+                paper = f"{TABLE_2[row][i]:.2f} %" if row in TABLE_2 else "–"
+                share += f" ({paper}; {100 * (1 - equal[i] / whole[name]):.1f} %)"
+            cells.append(share)
         cells.append(_percent(results, None))
         cells.append(", ".join(str(result["seed"]) for result in results))
         pairs = ""
         if "superclass_pairs" in first:
-            together = statistics.mean(result["superclass_pairs"] for result in results)
-            pairs = f"{together:.2f} ({first['superclass_pairs_chance']:.2f})"
+            pairs = "{:.2f} ({:.2f})".format(*(
+                statistics.mean(result[name] for result in results)
+                for name in ("superclass_pairs", "superclass_pairs_chance")
+            ))  # fmt: skip
         lines.append([*cells, pairs])
     return utils.markdown_table(lines)
 
@@ -180,9 +224,20 @@ def page(found: dict[str, list[dict]]) -> str:
 def publish(folder: str, found: dict[str, list[dict]]) -> list[str]:
     """Copy each row's result, flags, thinned metrics, groups and pictures into RESULTS.
 
-    The weights of PRETRAINED_ROWS, without the optimizer's state, go to PRETRAINED. Returns the
-    folders that it wrote.
+    The baseline that given groups cut is copied as a part of their row. The weights of
+    PRETRAINED_ROWS, without the optimizer's state, go to PRETRAINED. Returns the folders that it
+    wrote.
+
+    Raises:
+        ValueError: they are published already, or RESULTS holds those of another preset, network
+            or data set.
     """
+    first = next(iter(found.values()))[0]
+    if _is_published(first):
+        raise ValueError(f"{folder} is published already: name the folder that table.sh filled")
+    there = _collect(RESULTS)
+    both = {row: there.get(row, []) + found.get(row, []) for row in {*there, *found}}
+    _check_alike(both, f"{RESULTS} with {folder}")
     folders = []
     for row, of_row in found.items():
         for result in of_row:
@@ -191,13 +246,8 @@ def publish(folder: str, found: dict[str, list[dict]]) -> list[str]:
             run = os.path.dirname(os.path.dirname(path))  # without eval/result.json
             _publish_run(run, target, folder)
             utils.write_json(os.path.join(target, "result.json"), _without_machine(result, folder))
-            group = os.path.join(os.path.dirname(run), "group")
-            if os.path.basename(run) == "split" and os.path.isdir(group):
-                _publish_run(group, os.path.join(target, "group"), folder)
-                for name in ("eval_val", "eval_mask_val"):  # what the cut costs
-                    cut = utils.read_json(os.path.join(group, name, "result.json"))
-                    cut_file = os.path.join(target, "group", f"{name}.json")
-                    utils.write_json(cut_file, _without_machine(cut, folder))
+            if _is_tree(row):
+                _publish_base(run, target, folder)
             for name in PICTURES:
                 picture = os.path.join(os.path.dirname(run), "report", name)
                 if os.path.exists(picture):
@@ -205,11 +255,29 @@ def publish(folder: str, found: dict[str, list[dict]]) -> list[str]:
             folders.append(target)
             if row in PRETRAINED_ROWS and seed == 0:
                 weights = os.path.join(PRETRAINED, row)
-                shutil.rmtree(weights, ignore_errors=True)
                 checkpoint = os.path.join(run, os.path.basename(result["checkpoint"]))
-                evaluation.export_weights(checkpoint, weights)
+                evaluation.export_weights(checkpoint, f"{weights}.new")
+                shutil.rmtree(weights, ignore_errors=True)
+                os.rename(f"{weights}.new", weights)
                 folders.append(weights)
     return folders
+
+
+def _publish_base(run: str, target: str, folder: str) -> None:
+    """What a tree was cut from: the grouped network with what the cut costs, or a baseline."""
+    group = os.path.join(os.path.dirname(run), "group")
+    if not os.path.isdir(group):
+        base = os.path.basename(
+            utils.read_json(os.path.join(run, "config.json"))["flags"]["basemodel"]
+        )
+        shared = os.path.join(os.path.dirname(os.path.dirname(run)), "shared", base)
+        return _publish_run(shared, os.path.join(target, base), folder)
+    _publish_run(group, os.path.join(target, "group"), folder)
+    for name in ("eval_val", "eval_mask_val"):
+        cut = utils.read_json(os.path.join(group, name, "result.json"))
+        utils.write_json(
+            os.path.join(target, "group", f"{name}.json"), _without_machine(cut, folder)
+        )
 
 
 def _publish_run(run: str, target: str, folder: str) -> None:
@@ -217,8 +285,7 @@ def _publish_run(run: str, target: str, folder: str) -> None:
     config = utils.read_json(os.path.join(run, "config.json"))
     config["flags"] = _without_machine(config["flags"], folder)
     utils.write_json(os.path.join(target, "config.json"), config)
-    with open(os.path.join(run, "metrics.jsonl"), encoding="utf-8") as file:
-        lines = thin([json.loads(line) for line in file])
+    lines = thin(utils.read_metrics(run))
     with utils.atomic_write(os.path.join(target, "metrics.jsonl")) as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # One row of the paper's CIFAR-100 tables: train, cut, finetune, evaluate. Every row has the same
 # number of epochs, and rows that share a stage share its run. ./table.sh alone lists the rows.
-#   PRESET=cpu SEED=1 ./table.sh deep_2-2-2
-# Flags after the row go to every training (train.py). `python table.py` makes the table.
+#   PRESET=cpu SEED=1 RUNS=runs/try/seed1 ./table.sh deep_2-2-2 --l2_weight 2e-4
+# Flags after the row go to every training (train.py) that knows them; PRESET, SEED, DATA_DIR and
+# RUNS are variables, as the evaluations need them as well. `python table.py` makes the table.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -16,18 +17,20 @@ export PYTHON=${PYTHON:-$([ -x "$VENV" ] && echo "$VENV" || echo python3)}
 # FIRST: the steps of group.sh, which a baseline that is cut into given groups trains as well. ALL:
 # with those of split.sh. Rates drop where those of group.sh and split.sh do, from the end.
 # K_NARROW: of the network that is not split and has about as many weights as 2-2-2 equal groups.
+# KEEP_PROB: of baseline_dropout; DEEP_KEEP_PROB: of deep splits and hierarchies, which the paper
+# trains with dropout, and of the baselines that are cut into such.
 case $PRESET in
 paper)
     K=8 K_NARROW=5.75 FIRST=200000 FIRST_DROPS=240,300 ALL=320000 ALL_DROPS=500,540 ALL_DECAY=0.1
-    DROPOUT_KEEP_PROB=0.5 INTERVAL=1000
+    KEEP_PROB=0.5 DEEP_KEEP_PROB=0.5 INTERVAL=1000
     ;;
 cpu)
     K=2 K_NARROW=1.4375 FIRST=7000 FIRST_DROPS=13 ALL=20000 ALL_DROPS=24,30,34,37,39 ALL_DECAY=0.3
-    DROPOUT_KEEP_PROB=0.9 INTERVAL=500
+    KEEP_PROB=0.9 DEEP_KEEP_PROB=1.0 INTERVAL=500
     ;;
 smoke)
     K=1 K_NARROW=0.6875 FIRST=3000 FIRST_DROPS=5 ALL=4500 ALL_DROPS=8 ALL_DECAY=0.1
-    DROPOUT_KEEP_PROB=0.9 INTERVAL=500
+    KEEP_PROB=0.9 DEEP_KEEP_PROB=1.0 INTERVAL=500
     ;;
 *) echo "table.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
 esac
@@ -62,7 +65,7 @@ evaluate() { # RUN FLAG ...
 }
 
 split_row() { # ROW FLAG ...
-    local row=$1 kind=learned
+    local row=$1 kind=learned keep=$DEEP_KEEP_PROB shared=baseline
     shift
     case $row in
     *-S) kind=semantic ;;
@@ -74,26 +77,57 @@ split_row() { # ROW FLAG ...
     IFS=- read -ra numbers <<<"${split#*_}"
     local -a groups=(--ngroups3 "${numbers[0]}" --ngroups2 "${numbers[1]}" --ngroups1 "${numbers[2]}")
     local base=$RUNS/$row/group
+    case $split in
+    fc_* | shallow_*) keep=1.0 ;;
+    esac
     if [ $kind = learned ]; then
-        TRAIN_DIR=$base "$HERE/group.sh" --seed "$SEED" "${groups[@]}" "$@"
+        TRAIN_DIR=$base "$HERE/group.sh" --seed "$SEED" "${groups[@]}" --dropout_keep_prob "$keep" "$@"
         evaluate "$base" --split val # what the cut costs, before finetuning
         evaluate "$base" --split val --mask
+        without_group_flags "$@"
+        set -- ${REST[@]+"${REST[@]}"}
     else
-        base=$RUNS/shared/baseline
-        # Another row may have trained it; a run that is complete has a result.
-        [ -e "$base/result.json" ] || baseline "$base" "$FIRST" "$FIRST_DROPS" 0.1 --k "$K" "$@"
+        [ "$keep" = 1.0 ] || shared=baseline_dropout
+        base=$RUNS/shared/$shared # nothing happens to it where another row has trained it
+        baseline "$base" "$FIRST" "$FIRST_DROPS" 0.1 --k "$K" --dropout_keep_prob "$keep" "$@"
         groups+=(--groups "$kind")
     fi
     BASEMODEL=$base TRAIN_DIR=$RUNS/$row/split "$HERE/split.sh" --seed "$SEED" "${groups[@]}" "$@"
     evaluate "$RUNS/$row/split"
 }
 
-if [ $# -eq 0 ]; then
+without_group_flags() { # FLAG ... -> REST, without those that have a meaning in grouping only
+    local word wanted=1
+    REST=()
+    for word in "$@"; do
+        case $word in
+        --gamma* | --group_* | --weighted_group_loss*) wanted=0 ;;
+        --*) wanted=1 ;;
+        esac
+        [ $wanted = 0 ] || REST+=("$word")
+    done
+}
+
+case ${1:---help} in
+-h | --help)
     list_rows
     exit 0
-fi
+    ;;
+esac
 ROW=$1
 shift
+for word in "$@"; do
+    case $ROW/${word%%=*} in
+    */--data_dir | */--seed | */--preset | */--train_dir)
+        echo "table.sh: error: set DATA_DIR, SEED, PRESET or RUNS instead of ${word%%=*}" >&2
+        exit 2
+        ;;
+    */--stage | */--basemodel | */--checkpoint | */--ngroups? | */--groups | narrow/--k)
+        echo "table.sh: error: the row says what ${word%%=*} would: leave it out" >&2
+        exit 2
+        ;;
+    esac
+done
 case " $SPLITS " in
 *" ${ROW%-[SCR]} "*) split_row "$ROW" "$@" ;;
 *)
@@ -101,7 +135,7 @@ case " $SPLITS " in
     baseline) baseline "$RUNS/$ROW" "$ALL" "$ALL_DROPS" "$ALL_DECAY" --k "$K" "$@" ;;
     baseline_dropout)
         baseline "$RUNS/$ROW" "$ALL" "$ALL_DROPS" "$ALL_DECAY" --k "$K" \
-            --dropout_keep_prob "$DROPOUT_KEEP_PROB" "$@"
+            --dropout_keep_prob "$KEEP_PROB" "$@"
         ;;
     narrow) baseline "$RUNS/$ROW" "$ALL" "$ALL_DROPS" "$ALL_DECAY" --k "$K_NARROW" "$@" ;;
     *)

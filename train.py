@@ -342,7 +342,7 @@ def network_to_go_on(path: str, tensors, flags: argparse.Namespace, about: dict)
             "--train_dir or --checkpoint, or start from its weights with --basemodel"
         )
     _check_network(path, net.config, flags, also=("bn_no_scale",))
-    _check_dataset(path, description, flags, about)
+    evaluation.check_dataset(path, description, about, flags.data_dir)
     return net
 
 
@@ -350,7 +350,7 @@ def network_from_weights(path: str, flags: argparse.Namespace, about: dict):
     """The network of a new run from other weights: of the same kind, or a grouped one, cut."""
     changes = {name: getattr(flags, name) for name in ("dropout_keep_prob", "bn_no_scale")}
     base, description = evaluation.load_network(path, utils.read_checkpoint(path), **changes)
-    _check_dataset(path, description, flags, about)
+    evaluation.check_dataset(path, description, about, flags.data_dir)
     grouped = max(base.config.groups) > 1
     if flags.stage == "split" and flags.groups:
         return _cut_as_given(path, base, flags)
@@ -426,18 +426,6 @@ def _check_network(path, config, flags, groups=True, also=()) -> None:
             f"{path} holds another network ({'; '.join(differing)}): change the flags to match "
             "it, or name another run"
         )
-
-
-def _check_dataset(path, description, flags, about) -> None:
-    """Raise ValueError where a checkpoint comes from another data set or training split."""
-    for key in ("dataset", "indices_sha256"):
-        trained_on = description.get(key, about[key])
-        if trained_on != about[key]:
-            raise ValueError(
-                f"{path} was trained on {description['dataset']} ({key} {trained_on}), but "
-                f"{flags.data_dir} holds {about['dataset']} ({key} {about[key]}): name the other "
-                "with --data_dir, or start anew in another --train_dir"
-            )
 
 
 def start(
@@ -684,12 +672,16 @@ def _duration(seconds: float) -> str:
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
+    dataset = cifar100.describe(flags.data_dir)
+    complete = _complete_result(flags, dataset["dataset"])
+    if complete:
+        print(f"{flags.train_dir} was complete before\n{_last_line(complete)}")
+        return 0
     strategy = placement.strategy(flags.devices)
     interruption = utils.Interruption()  # after the strategy, which may take signals for itself
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()
     data = {split: cifar100.load(flags.data_dir, split) for split in ("train", "val")}
-    dataset = cifar100.describe(flags.data_dir)
     about = {
         "stage": flags.stage,
         "seed": flags.seed,
@@ -707,6 +699,46 @@ def main(argv: Sequence[str]) -> int:
             "lost another worker, which may say why: start all workers again, they go on from the "
             "newest checkpoint"
         ) from None
+
+
+def _complete_result(flags: argparse.Namespace, dataset: str) -> dict | None:
+    """What result.json says of a run that has done all its steps already; None of any other.
+
+    Raises:
+        ValueError: it did them with other flags, so that it is not what is asked for.
+    """
+    if utils.checkpoint_steps(flags.train_dir)[-1:] != [flags.max_steps]:
+        return None
+    try:
+        result, config = (
+            utils.read_json(os.path.join(flags.train_dir, name))
+            for name in ("result.json", "config.json")
+        )
+    except (ValueError, FileNotFoundError):
+        return None
+    if result.get("step") != flags.max_steps or config.get("dataset") != dataset:
+        return None
+    changes = _changed_flags(config, flags)
+    if changes:
+        raise ValueError(
+            f"{flags.train_dir} is complete, and was trained with other flags "
+            f"({'; '.join(changes)}): name another --train_dir"
+        )
+    return result
+
+
+def _changed_flags(config: dict, flags: argparse.Namespace) -> list[str]:
+    """How the flags that numbers depend on differ from those in a run's config.json."""
+    same_numbers = (
+        "train_dir", "data_dir", "basemodel", "checkpoint", "preset", "keep", "display",
+        "val_interval", "checkpoint_interval", "group_summary_interval",
+    )  # fmt: skip
+    before = config.get("flags", {})
+    return [
+        f"--{name} {before[name]} -> {value}"
+        for name, value in json.loads(json.dumps(vars(flags))).items()
+        if name not in same_numbers and name in before and before[name] != value
+    ]
 
 
 def _run(flags, data, about, strategy, interruption) -> int:
@@ -745,29 +777,25 @@ def _run(flags, data, about, strategy, interruption) -> int:
 
 
 def _say_changes(path: str, flags: argparse.Namespace) -> None:
-    """Tell which flags that numbers depend on differ from those of the run's last start."""
+    """Tell which flags are not those of the run's last start."""
     try:
-        before = utils.read_json(path).get("flags", {})
+        for change in _changed_flags(utils.read_json(path), flags):
+            print(f"changed since the last start: {change}")
     except ValueError as error:
         print(f"the flags of the last start are not known: {error}")
-        return
-    same_numbers = ("train_dir", "data_dir", "display", "keep", "preset", "basemodel", "checkpoint")
-    for name, value in json.loads(json.dumps(vars(flags))).items():
-        if name not in same_numbers and name in before and before[name] != value:
-            print(f"changed since the last start: --{name} {before[name]} -> {value}")
 
 
 def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
     """The last line, and result.json where the run is complete; returns the exit status."""
     flags, run = loop.flags, loop.run
-    best = run.best()
-    said = (
-        f"best validation accuracy {best[1]:.4f} at step {best[0]}" if best else "no validation yet"
-    )
+    best = dict(zip(("best_step", "best_accuracy"), run.best() or (), strict=False))
     if interruption.status and loop.step < flags.max_steps:
-        print(f"interrupted at step {loop.step}: {said}; the same command goes on from here")
+        print(
+            f"interrupted at step {loop.step}: {_best_words(best)}; the same command goes on from "
+            "here"
+        )
         return interruption.status
-    if loop.evaluation is None:  # the run was complete before
+    if loop.evaluation is None:  # it was interrupted after its last step
         loop.evaluation = evaluation.evaluate(loop.predict, *loop.data["val"], flags.batch_size)
     replicas = loop.trainer.strategy.num_replicas_in_sync
     values = evaluation.result(
@@ -780,11 +808,24 @@ def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
         devices=flags.devices or [placement.default_device()],
         **about,
     )
-    if best:
-        values |= {"best_step": best[0], "best_accuracy": best[1]}
+    values |= best
     run.write("result.json", values)
-    print(f"done: validation accuracy {loop.evaluation.accuracy:.4f} at step {loop.step}; {said}")
+    print(_last_line(values))
     return 0
+
+
+def _last_line(result: dict) -> str:
+    """What a complete run says at last."""
+    return (
+        f"done: validation accuracy {result['accuracy']:.4f} at step {result['step']}; "
+        f"{_best_words(result)}"
+    )
+
+
+def _best_words(result: dict) -> str:
+    if "best_step" not in result:
+        return "no validation yet"
+    return f"best validation accuracy {result['best_accuracy']:.4f} at step {result['best_step']}"
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ class FlagParser(argparse.ArgumentParser):
             self.error(f"unknown flag {name}: {hint}")
         for action in self._actions:
             if action.dest in self.needed and getattr(flags, action.dest) is None:
-                self.error(f"--{action.dest} is needed: {action.help}")
+                name = f"--{action.dest}" if action.option_strings else action.dest.upper()
+                self.error(f"{name} is needed: {action.help}")
         return flags
 
     def error(self, message: str) -> NoReturn:
@@ -172,6 +173,22 @@ def read_json(path: str) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: an object was expected, not {type(value).__name__}")
     return value
+
+
+def read_metrics(directory: str) -> list[dict]:
+    """The records of a run's metrics.jsonl, each with its `step`; none where there is no file."""
+    records = []
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(os.path.join(directory, "metrics.jsonl"), encoding="utf-8") as file,
+    ):
+        for line in file:
+            # The last line of a killed run may be cut.
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                record = json.loads(line)
+                int(record["step"])
+                records.append(record)
+    return records
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
@@ -361,14 +378,7 @@ class Run:
 
     def read_metrics(self, step: int) -> None:
         """The metrics up to `step`."""
-        self.metrics = []
-        with contextlib.suppress(FileNotFoundError), open(self.path("metrics.jsonl")) as file:
-            for line in file:
-                # The last line of a killed run may be cut.
-                with contextlib.suppress(ValueError, TypeError, KeyError):
-                    record = json.loads(line)
-                    if record["step"] <= step:
-                        self.metrics.append(record)
+        self.metrics = [record for record in read_metrics(self.directory) if record["step"] <= step]
 
     def log(self, step: int, **values) -> None:
         """Append a line to metrics.jsonl; its numbers to event files if TensorBoard is there."""

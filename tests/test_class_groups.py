@@ -64,11 +64,17 @@ def test_clustering_finds_the_groups_of_a_classifier():
     assert {frozenset(found[0] | found[1]), frozenset(found[2] | found[3])} == {
         frozenset({0, 1}), frozenset({2, 3})
     }  # fmt: skip
-    for shape in [(1, 1, 4), (2, 2, 2), (3, 3, 3), (1, 2, 4)]:
+    # In 2-3-4 the first three groups are of one branch: two of them are divided a second time.
+    groups = class_groups.clustering((2, 3, 4), classifier, seed=0)
+    halves = set(kind[np.concatenate(groups[:3])]), set(kind[groups[3]])
+    assert set(map(frozenset, halves)) == {frozenset({0, 1}), frozenset({2, 3})}
+    for shape in [(1, 1, 4), (2, 2, 2), (3, 3, 3), (1, 2, 4), (2, 3, 4), (2, 3, 5)]:
         check(class_groups.clustering(shape, classifier, seed=0), shape[2])
 
 
-@pytest.mark.parametrize("groups, k", [((2, 4, 4), 1), ((3, 3, 3), 2), ((1, 1, 4), 1)])
+@pytest.mark.parametrize(
+    "groups, k", [((2, 4, 4), 1), ((3, 3, 3), 2), ((1, 1, 4), 1), ((2, 3, 4), 1), ((2, 3, 5), 1)]
+)
 def test_features_are_shared_out_in_proportion_to_classes(groups, k):
     config = resnet.NetworkConfig(k=k, groups=groups)
     bounds = np.cumsum(np.random.default_rng(0).dirichlet(np.ones(groups[2])) * 96)[:-1]
@@ -76,9 +82,15 @@ def test_features_are_shared_out_in_proportion_to_classes(groups, k):
     assignment = grouping.given_assignment(config, given)
     for number, group in enumerate(given):
         assert (assignment["q1"][group] == number).all()
+    partition = grouping.Partition(config, assignment)
+
+    def classes_below(level, group):
+        if level == 4:
+            return len(given[group])
+        return sum(classes_below(level + 1, child) for child in partition.children(level, group))
+
     for name, (number, size) in grouping.indicator_shapes(config).items():
-        runs = grouping.merge_runs(groups[2], number)
-        shares = [sum(len(given[g]) for g in run) / 100 for run in runs]
+        shares = [classes_below(5 - int(name[1]), group) / 100 for group in range(number)]
         found = np.bincount(assignment[name], minlength=number)
         assert found.sum() == size and found.min() >= 1
         if name != "q1":

@@ -164,7 +164,7 @@ def test_pipeline_with_flags_that_override(tmp_path, data_dir):
         f"{tree['weights']:,}",
         "group 3 (",
         "saved",
-        "before the cut     largest share at least 0.",
+        "before the cut     indicators' mean largest share at least 0.",
     ):
         assert text in summary
     listed = [int(n) for n in re.findall(r"\bclass(\d+)\b", summary)]
@@ -189,7 +189,7 @@ def test_reports_of_what_is_not_there(tmp_path, data_dir):
     data = ("--data_dir", data_dir)
     fails("report.py", tmp_path, *data, says="holds no run")
     fails("report.py", tmp_path / "no", *data, says="there is no run")
-    fails("report.py", *data, says="--run is needed", status=2)
+    fails("report.py", *data, says="RUN is needed", status=2)
     assert os.listdir(tmp_path) == []
 
 

@@ -107,16 +107,49 @@ def test_tables_and_report_of_the_rows(made, tmp_path, monkeypatch):
 
 def test_several_seeds(made, tmp_path):
     for seed, correct in enumerate((10, 14)):
-        folder = tmp_path / f"seed{seed}" / "baseline" / "eval"
-        shutil.copytree(made / "seed0" / "baseline" / "eval", folder)
-        result = utils.read_json(folder / "result.json")
-        utils.write_json(
-            folder / "result.json", result | {"seed": seed, "error": 1 - correct / 100}
-        )
+        run = tmp_path / f"seed{seed}" / "baseline"
+        shutil.copytree(made / "seed0" / "baseline", run)
+        file = run / "eval" / "result.json"
+        utils.write_json(file, utils.read_json(file) | {"seed": seed, "error": 1 - correct / 100})
     assert "88.00 ± 2.00 (24.28)" in table.page(table.find_results(str(tmp_path)))
-    shutil.copytree(tmp_path / "seed1", tmp_path / "again")
+    shutil.copytree(tmp_path / "seed1", tmp_path / "seed2")
     with pytest.raises(ValueError, match="two results of baseline, seed 1"):
         table.find_results(str(tmp_path))
+
+
+def test_only_a_rows_last_stage_counts(made, tmp_path):
+    """Not its grouped network, not the baseline that others share."""
+    run = tmp_path / "deep_2-2-2" / "split"
+    shutil.copytree(made / "seed0" / "deep_2-2-2" / "split", run)
+    for other in ("shared/baseline", "deep_2-2-2/group"):
+        shutil.copytree(run, tmp_path / other)
+    [result] = table.find_results(str(tmp_path))["deep_2-2-2"]
+    assert result["path"] == str(run / "eval" / "result.json")
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"step": 1}, "of step 1 of 2"),
+    ({"precision": "bfloat16"}, "in bfloat16"),
+    ({"network": "WRN-10-2"}, "mixes networks"),
+    ({"preset": "paper"}, "mixes presets"),
+])  # fmt: skip
+def test_results_that_do_not_belong_together(change, says, made, tmp_path):
+    for row in ("baseline", "baseline_dropout"):
+        shutil.copytree(made / "seed0" / row, tmp_path / row)
+    file = tmp_path / "baseline" / "eval" / "result.json"
+    utils.write_json(file, utils.read_json(file) | change)
+    with pytest.raises(ValueError, match=says):
+        table.find_results(str(tmp_path))
+
+
+def test_publishing_what_is_published_or_differs(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made / "seed0" / "narrow", tmp_path / "runs" / "narrow")
+    assert inside("table.py", "runs", "--publish")[0] == 0
+    fails("table.py", "--publish", says="is published already")
+    file = tmp_path / "runs" / "narrow" / "eval" / "result.json"
+    utils.write_json(file, utils.read_json(file) | {"dataset": "cifar100"})
+    fails("table.py", "runs", "--publish", says="mixes datasets (cifar100, synthetic)")
 
 
 def test_thinning_keeps_validations_first():
@@ -139,15 +172,14 @@ def test_what_is_refused(tmp_path):
         table.write_into(str(tmp_path / "page.md"), "text")
 
 
-@pytest.mark.parametrize("preset", ["paper", "cpu", "smoke"])
-def test_rows_have_the_same_number_of_steps(preset, tmp_path):
-    """Steps and drops of the rate in table.sh are those of group.sh and split.sh."""
-    fake = tmp_path / "python"
+@pytest.fixture
+def caught(tmp_path):
+    """A function of a preset, a script and words: the flags of every training that it starts."""
+    fake, log = tmp_path / "python", tmp_path / "log"
     fake.write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@" END >>"$LOG"\n')
     fake.chmod(0o755)
 
-    def caught(script, *words):
-        log = tmp_path / "log"
+    def catch(preset, script, *words):
         log.write_text("")
         run_script(
             script, *words, PRESET=preset, PYTHON=str(fake), LOG=str(log), RUNS="r", BASEMODEL="b"
@@ -155,10 +187,38 @@ def test_rows_have_the_same_number_of_steps(preset, tmp_path):
         calls = [call.strip().split("\n") for call in log.read_text().split("END")[:-1]]
         return [train.parse_flags(call) for call in calls if "--stage" in call]
 
-    [group], [split] = caught("group.sh"), caught("split.sh")
-    [whole] = caught("table.sh", "baseline")
-    first, given = caught("table.sh", "deep_2-2-2-R")
-    [narrow] = caught("table.sh", "narrow")
+    return catch
+
+
+def test_flags_go_to_the_trainings_that_know_them(caught):
+    words = ("--gamma2", 5, "--weighted_group_loss", "False", "--l2_weight=3e-4", "--gamma3=2")
+    group, split = caught("cpu", "table.sh", "deep_2-2-2", *words)
+    assert (group.gamma2, group.gamma3, group.weighted_group_loss) == (5, 2, False)
+    assert group.l2_weight == split.l2_weight == 3e-4
+    for row, flag in [("baseline", "--seed=1"), ("hier_2-4-4", "--ngroups1"), ("narrow", "--k"),
+                      ("deep_2-2-2-R", "--data_dir")]:  # fmt: skip
+        done = run_script("table.sh", row, flag, "1", PRESET="smoke", check=False)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert flag.partition("=")[0] in done.stderr
+
+
+def test_dropout_is_where_the_paper_has_it(caught):
+    for row, keep in [("fc_1-1-4", 1), ("shallow_1-2-2", 1), ("deep_2-2-2", 0.5)]:
+        group, split = caught("paper", "table.sh", row)
+        first, given = caught("paper", "table.sh", f"{row}-C")
+        assert (group.dropout_keep_prob, split.dropout_keep_prob) == (keep, 1)
+        assert (first.dropout_keep_prob, given.dropout_keep_prob) == (keep, 1)
+        assert os.path.basename(first.train_dir) == "baseline" + "_dropout" * (keep < 1)
+        assert given.basemodel == first.train_dir
+
+
+@pytest.mark.parametrize("preset", ["paper", "cpu", "smoke"])
+def test_rows_have_the_same_number_of_steps(preset, caught):
+    """Steps and drops of the rate in table.sh are those of group.sh and split.sh."""
+    [group], [split] = caught(preset, "group.sh"), caught(preset, "split.sh")
+    [whole] = caught(preset, "table.sh", "baseline")
+    first, given = caught(preset, "table.sh", "deep_2-2-2-R")
+    [narrow] = caught(preset, "table.sh", "narrow")
     assert whole.max_steps == narrow.max_steps == group.max_steps + split.max_steps
     assert (first.max_steps, given.max_steps) == (group.max_steps, split.max_steps)
     assert (first.lr_step_epoch, first.lr_decay) == (group.lr_step_epoch, group.lr_decay)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -144,16 +145,29 @@ def test_restore_order_is_printed(runs, tmp_path, data_dir):
     assert "starting from new weights, seed 0" in out["baseline"]
     assert "(--basemodel)" in out["group"] and "(--basemodel)" in out["split"]
     flags = {"basemodel": runs["baseline"], "bn_no_scale": True} | GROUPED
-    again = run("group", runs["group"], data_dir, **flags)
-    assert f"going on from {runs['group']}/model.ckpt-6, step 6" in again
-    assert "changed since" not in again
-    again = run("group", runs["group"], data_dir, **(flags | {"l2_weight": 0.001}))
+    copy = str(shutil.copytree(runs["group"], tmp_path / "copy"))
+    again = run("group", copy, data_dir, **flags, max_steps=7)
+    assert f"going on from {copy}/model.ckpt-6, step 6" in again
+    assert "changed since the last start: --max_steps 6 -> 7" in again and "--l2" not in again
+    again = run("group", copy, data_dir, **flags, max_steps=8, l2_weight=0.001)
     assert "changed since the last start: --l2_weight 0.0001 -> 0.001" in again
-    (Path(runs["group"]) / "config.json").write_text("")
-    assert "of the last start are not known" in run("group", runs["group"], data_dir, **flags)
+    (Path(copy) / "config.json").write_text("")
+    assert "of the last start are not known" in run("group", copy, data_dir, **flags, max_steps=9)
     flags["checkpoint"] = os.path.join(runs["group"], "model.ckpt-4")
     other = run("group", str(tmp_path / "r"), data_dir, **flags)
     assert "model.ckpt-4 (--checkpoint)" in other and "last start" not in other
+
+
+def test_complete_run_is_left_as_it_is(runs, data_dir):
+    flags = {"basemodel": runs["baseline"], "bn_no_scale": True} | GROUPED
+    files = [Path(runs["group"]) / name for name in ("config.json", "result.json")]
+    before = [(file.read_text(), file.stat().st_mtime_ns) for file in files]
+    again = run("group", runs["group"], data_dir, **flags, display=5)  # numbers stay the same
+    assert f"{runs['group']} was complete before" in again
+    assert again.strip().splitlines()[-1] == runs["out"]["group"].strip().splitlines()[-1]
+    other = train_flags("group", runs["group"], data_dir, **flags, l2_weight=0.001)
+    fails("train.py", *other, says="trained with other flags (--l2_weight 0.0001 -> 0.001)")
+    assert before == [(file.read_text(), file.stat().st_mtime_ns) for file in files]
 
 
 def test_grouping_starts_from_the_baselines_weights(runs):
@@ -248,8 +262,12 @@ def test_missing_data(tmp_path):
 
 
 def test_another_networks_run_directory(runs, data_dir):
-    refused("baseline", runs["baseline"], data_dir, ["another network", "k is 1, not 2"], k=2)
-    refused("baseline", runs["group"], data_dir, "is of stage group, not baseline")
+    other, on = {"k": 2}, {"max_steps": 7}
+    refused("baseline", runs["baseline"], data_dir, "flags (--k 1 -> 2", **other)
+    says = ["another network", "k is 1, not 2"]
+    refused("baseline", runs["baseline"], data_dir, says, **other, **on)
+    refused("baseline", runs["group"], data_dir, "(--stage group -> baseline")
+    refused("baseline", runs["group"], data_dir, "is of stage group, not baseline", **on)
 
 
 def test_base_models_that_do_not_fit(runs, tmp_path, data_dir):
