@@ -1,6 +1,6 @@
 """Pictures of what was learned; every function returns a matplotlib figure.
 
-Colours: one for each group of the classifier, the same everywhere.
+Colours: one for each group, and for a group of the classifier the same everywhere.
 """
 
 from __future__ import annotations
@@ -161,6 +161,7 @@ def weights(net: resnet.ResNet, layers: int = 4) -> Figure:
     groups = grouping.merged_assignments(net.config, grouping.hard_assignments(net))
     inside = grouping.squares_inside(net)
     all_layers = list(grouping.split_layers(net))
+    layers = min(layers, len(all_layers))
     chosen = [all_layers[i] for i in np.linspace(0, len(all_layers) - 1, layers).astype(int)]
     figure, axes = _figure(3, layers, 2.5 * layers, 7.6)
     for column, (kernel, inputs, outputs) in enumerate(chosen):
@@ -194,14 +195,11 @@ def tree(net: resnet.SplitResNet, data: dict, words: int = 6) -> Figure:
     leaves = list(net.leaves())
     figure, ((axes,),) = _figure(1, 1, 10, 2.2 + 0.9 * len(leaves))
     depth = _depth(net)
-    rows = {id(leaf): row for row, leaf in enumerate(leaves)}
     number_of = {id(leaf): number for number, leaf in enumerate(leaves)}
 
-    def draw(branch, level, name) -> float:
-        children = [
-            draw(b, level + 1, f"{name}.{i}".lstrip(".")) for i, b in enumerate(branch.branches)
-        ]
-        y = float(np.mean(children)) if children else float(rows[id(branch)])
+    def draw(branch, level) -> float:
+        children = [draw(b, level + 1) for b in branch.branches]
+        y = float(np.mean(children)) if children else float(number_of[id(branch)])
         count = resnet.count(branch)[0] - sum(resnet.count(b)[0] for b in branch.branches)
         colour = group_colour(number_of[id(branch)]) if not children else "0.85"
         axes.add_patch(FancyBboxPatch(
@@ -218,7 +216,7 @@ def tree(net: resnet.SplitResNet, data: dict, words: int = 6) -> Figure:
             axes.text(level + 0.8, y, f"{len(names)} classes: {text}", va="center", fontsize=8)
         return y
 
-    draw(net, 0, "")
+    draw(net, 0)
     axes.set(xlim=(-0.05, depth + 1.6), ylim=(len(leaves) - 0.45, -0.55))
     axes.axis("off")
     return figure

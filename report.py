@@ -14,7 +14,6 @@ import argparse
 import base64
 import html
 import io
-import json
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -28,11 +27,11 @@ import grouping
 import pictures
 import resnet
 
-RESULTS = {  # folders of eval.py, the first that there is
-    "grouped": ("group/eval", "group/eval_val"),
-    "cut": ("group/eval_mask", "group/eval_mask_val"),
-    "tree": ("split/eval",),
-}
+NAMES = ("grouped", "cut", "tree")
+RESULTS = (  # their folders of eval.py; the first three that are all there
+    ("group/eval", "group/eval_mask", "split/eval"),
+    ("group/eval_val", "group/eval_mask_val", "split/eval"),
+)
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; }
@@ -56,8 +55,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def summary(results: dict[str, dict], data: dict) -> str:
-    """One page of text from the three results of `RESULTS` and the data set's description."""
-    grouped, cut, tree = (results[name] for name in RESULTS)
+    """One page of text from the three results of `read_results` and the data set's description."""
+    grouped, cut, tree = (results[name] for name in NAMES)
     one = len({r["dataset"] for r in results.values()}) == 1 and grouped["split"] == cut["split"]
     if not cut["masked"] or grouped["masked"] or not one:
         raise ValueError("the results are not of one pipeline: run eval.py again for each")
@@ -77,8 +76,8 @@ def summary(results: dict[str, dict], data: dict) -> str:
     if "squares_inside" in grouped:
         shares = (min(grouped[name].values()) for name in ("sharpness", "squares_inside"))
         lines.append(
-            "before the cut     largest share at least {:.3f} in every indicator, squared weights "
-            "inside the groups at least {:.2%} in every split layer".format(*shares)
+            "before the cut     indicators' mean largest share at least {:.3f}; in every split "
+            "layer at least {:.2%} of the squared weights inside the groups".format(*shares)
         )
     for name in ("weights", "flops"):
         saved = 1 - tree[name] / grouped[name]
@@ -100,32 +99,20 @@ def read_results(run: str) -> dict[str, dict]:
     Raises:
         ValueError: one is missing or damaged; says what makes it.
     """
-    results = {}
-    for name, folders in RESULTS.items():
-        paths = [os.path.join(run, folder, "result.json") for folder in folders]
-        path = next(filter(os.path.exists, paths), None)
-        if path is None:
-            raise ValueError(
-                f"{paths[0]} is missing: run quickstart.sh, or eval.py with --checkpoint "
-                "RUN/group, the same with --mask, and RUN/split"
-            )
-        try:
-            results[name] = utils.read_json(path)
-        except ValueError as error:
-            raise ValueError(f"{error}: run eval.py again") from None
-    return results
+    choices = [[os.path.join(run, f, "result.json") for f in folders] for folders in RESULTS]
+    paths = next((paths for paths in choices if all(map(os.path.exists, paths))), choices[0])
+    try:
+        return dict(zip(NAMES, map(utils.read_json, paths), strict=True))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{error.filename} is missing: run quickstart.sh, or eval.py with --checkpoint "
+            "RUN/group, the same with --mask, and RUN/split"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{error}: run eval.py again") from None
 
 
 # ---------------------------------------------------------------- the page
-
-
-def read_metrics(run: str) -> list[dict]:
-    """The records of a run's metrics.jsonl; none if it has none."""
-    path = os.path.join(run, "metrics.jsonl")
-    if not os.path.exists(path):
-        return []
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 def read_network(run: str):
@@ -141,7 +128,7 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
     stages = [stage for stage in stages if os.path.isdir(stage)] or [run]
     tree, evaluated = None, None
     for stage in stages:
-        name, metrics, net = os.path.basename(stage), read_metrics(stage), read_network(stage)
+        name, metrics, net = os.path.basename(stage), utils.read_metrics(stage), read_network(stage)
         if any("loss" in record for record in metrics):
             text = "Grey lines mark where the learning rate drops."
             yield f"{name}_curves", f"Learning: {name}", text, pictures.learning_curves(metrics)
@@ -197,7 +184,8 @@ def _group_sections(tree: resnet.SplitResNet, data: dict, data_dir: str):
         value = measure(groups, of)
         words.append(
             f"{value:.2f} {name}; random groups of these sizes give {mean:.2f}, standard deviation "
-            f"{deviation:.3f}: {(value - mean) / deviation:.1f} deviations above chance."
+            f"{deviation:.3f}"
+            + (f": {(value - mean) / deviation:.1f} deviations above chance." if deviation else ".")
         )
     figure = pictures.superclasses(groups, data)
     yield "superclasses", "Groups and superclasses", " ".join(words), figure
@@ -209,6 +197,8 @@ def _group_sections(tree: resnet.SplitResNet, data: dict, data_dir: str):
 def _confusions(matrix: np.ndarray, groups: Sequence[Sequence[int]]) -> str:
     """How often what is wrong is at least in the right group."""
     wrong = matrix.sum() - np.trace(matrix)
+    if len(groups) < 2:
+        return f"{wrong:,} mistakes."
     inside = sum(matrix[np.ix_(g, g)].sum() for g in groups) - np.trace(matrix)
     chance = class_groups.chance_together(groups)
     return (
