@@ -14,16 +14,16 @@ PYTHON=${PYTHON:-$([ -x "$VENV" ] && echo "$VENV" || echo python3)}
 case $PRESET in
 paper)
     K=8 STEPS=200000 LR_STEP_EPOCH=240,300 INTERVAL=1000
-    DROPOUT_KEEP_PROB=0.5 GAMMA2=1.0 GAMMA2_STEP_EPOCH='' GROUP_LR_SCALE=1.0
+    DROPOUT_KEEP_PROB=0.5 GAMMA2=1.0 GAMMA2_STEP_EPOCH='' GROUP_LR_SCALE=1.0 EQUAL_GROWTH=False
     ;;
 cpu)
     # Groups are sharp after 9 epochs; then gamma2 empties what the cut removes.
     K=2 STEPS=7000 LR_STEP_EPOCH=13 INTERVAL=500
-    DROPOUT_KEEP_PROB=1.0 GAMMA2=1.0 GAMMA2_STEP_EPOCH=10 GROUP_LR_SCALE=4.0
+    DROPOUT_KEEP_PROB=1.0 GAMMA2=1.0 GAMMA2_STEP_EPOCH=10 GROUP_LR_SCALE=4.0 EQUAL_GROWTH=True
     ;;
 smoke)
     K=1 STEPS=3000 LR_STEP_EPOCH=5 INTERVAL=500
-    DROPOUT_KEEP_PROB=1.0 GAMMA2=5.0 GAMMA2_STEP_EPOCH='' GROUP_LR_SCALE=6.0
+    DROPOUT_KEEP_PROB=1.0 GAMMA2=5.0 GAMMA2_STEP_EPOCH='' GROUP_LR_SCALE=6.0 EQUAL_GROWTH=True
     ;;
 *) echo "group.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
 esac
@@ -52,6 +52,7 @@ exec "$PYTHON" "$HERE/train.py" \
     --gamma3 10.0 \
     --weighted_group_loss True \
     --group_lr_scale "$GROUP_LR_SCALE" \
+    --group_equal_growth "$EQUAL_GROWTH" \
     --dropout_keep_prob "$DROPOUT_KEEP_PROB" \
     --bn_no_scale True \
     --display 100 \

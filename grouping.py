@@ -102,11 +102,17 @@ def merge(q: tf.Tensor, num_merged: int) -> tf.Tensor:
 def overlap(q: tf.Tensor) -> tf.Tensor:
     """R_D, eq. (5), of an indicator `[G, D]`: sum over i<j of <q_i, q_j>, 1 when uniform.
 
-    The pairs' sum is half of (|sum_g q_g|^2 - sum_g |q_g|^2), and the columns of q sum to 1.
+    The pairs' sum is half of (|sum_g q_g|^2 - sum_g |q_g|^2), and the columns of q sum to 1. Near
+    uniform, descent lets alpha's deviation x grow: the gradient is -2 x / (D G (G - 1)).
     """
     num_groups, size = q.shape
     pairs = (tf.reduce_sum(tf.square(tf.reduce_sum(q, axis=0))) - tf.reduce_sum(tf.square(q))) / 2
     return pairs / (size * (num_groups - 1) / (2 * num_groups))
+
+
+def slowness(num_groups: int) -> float:
+    """How many times longer than two groups as many form, by the gradient of `overlap`."""
+    return num_groups * (num_groups - 1) / 2
 
 
 def uniform(q: tf.Tensor) -> tf.Tensor:

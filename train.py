@@ -86,6 +86,8 @@ def _flag_table() -> list[tuple]:
         ("deterministic", utils.boolean, False, STAGES, "TensorFlow's deterministic operations"),
         ("keep", count, 3, STAGES, "newest checkpoints to keep, besides the best"),
         ("group_lr_scale", positive, 1.0, grouped, "factor of the alphas' learning rate"),
+        ("group_equal_growth", utils.boolean, False, grouped,
+         "a further factor for more than two groups, which lets them form as fast as two"),
         ("devices", str, "", STAGES, "share each batch out over devices, such as /GPU:0,/GPU:1"),
         ("jit_compile", utils.boolean, False, STAGES, "compile the step with XLA, on one device"),
         ("preset", str, "", STAGES, "name of this set of flags, for result.json"),
@@ -205,6 +207,7 @@ class Objective:
     weighted_group_loss: bool = True
     momentum: float = 0.9
     group_lr_scale: float = 1.0
+    group_equal_growth: bool = False
     seed: int = 0
     precision: str = "float32"
 
@@ -244,8 +247,11 @@ class Trainer(tf.Module):
             totals=self.totals,
             description=tf.Variable(self._description, trainable=False),
         )
-        alphas = getattr(self.net, "alphas", {}).values()
-        self._alphas = {alpha.ref() for alpha in alphas}
+        self._alphas = {  # with the factor of its learning rate
+            alpha.ref(): objective.group_lr_scale
+            * (grouping.slowness(alpha.shape[0]) if objective.group_equal_growth else 1.0)
+            for alpha in getattr(self.net, "alphas", {}).values()
+        }
 
     def restore(self, path: str) -> None:
         """Everything from a checkpoint, which must hold exactly that; the description stays ours.
@@ -304,7 +310,7 @@ class Trainer(tf.Module):
             logits = self.net(images, training=True, dropout_seed=dropout_seed)
             metrics = self.loss(logits, labels, growth)
         variables = self.net.trainable_variables
-        scales = [hyper.group_lr_scale if v.ref() in self._alphas else 1.0 for v in variables]
+        scales = [self._alphas.get(variable.ref(), 1.0) for variable in variables]
         grads = tape.gradient(metrics["loss"], variables)
         if several:
             grads = context.all_reduce(tf.distribute.ReduceOp.MEAN, grads)

@@ -78,6 +78,22 @@ def test_alphas_have_their_own_rate():
     np.testing.assert_allclose(moved[1][1], moved[0][1], rtol=1e-5)
 
 
+def test_many_groups_form_as_fast_as_two():
+    net = resnet.ResNet(resnet.NetworkConfig(num_residual_units=1, k=1, groups=(2, 2, 4)))
+    before = {name: alpha.numpy() for name, alpha in net.alphas.items()}
+    objective = train.Objective(gamma2=0, gamma3=0, group_equal_growth=True)
+    train.Trainer(net, objective, {}).step(tf.ones([2, 32, 32, 3]), tf.constant([0, 1]), 100.0)
+    growth = {}
+    for name, alpha in before.items():
+        start = alpha - alpha.mean(axis=0)  # what softmax sees of it
+        growth[name] = (
+            np.sum((net.alphas[name] - alpha) * start) / np.sum(start**2) * alpha.shape[1]
+        )
+    # Each has a fifth of the mean, the two of the classifier together.
+    expected = {name: 100 / 5 / (2 if name in ("p1", "q1") else 1) for name in growth}
+    assert growth == pytest.approx(expected, rel=0.02)
+
+
 def test_gamma2_grows_at_epochs(data_dir):
     flags = train_flags("group", "x", data_dir, gamma2=2, gamma2_step_epoch="3,5", gamma2_growth=4)
     flags = train.parse_flags(flags)
@@ -375,6 +391,7 @@ KINDS = {
     "val_interval": "int", "checkpoint_interval": "int", "group_summary_interval": "int",
     "basemodel": "text", "checkpoint": "text", "seed": "int", "precision": "text",
     "deterministic": "bool", "keep": "int", "group_lr_scale": "float", "preset": "text",
+    "group_equal_growth": "bool",
     "gamma2_step_epoch": "text", "gamma2_growth": "float", "devices": "text",
     "jit_compile": "bool", "stray": "text",
 }  # fmt: skip
