@@ -102,17 +102,11 @@ def merge(q: tf.Tensor, num_merged: int) -> tf.Tensor:
 def overlap(q: tf.Tensor) -> tf.Tensor:
     """R_D, eq. (5), of an indicator `[G, D]`: sum over i<j of <q_i, q_j>, 1 when uniform.
 
-    The pairs' sum is half of (|sum_g q_g|^2 - sum_g |q_g|^2), and the columns of q sum to 1. Near
-    uniform, descent lets alpha's deviation x grow: the gradient is -2 x / (D G (G - 1)).
+    The pairs' sum is half of (|sum_g q_g|^2 - sum_g |q_g|^2), and the columns of q sum to 1.
     """
     num_groups, size = q.shape
     pairs = (tf.reduce_sum(tf.square(tf.reduce_sum(q, axis=0))) - tf.reduce_sum(tf.square(q))) / 2
     return pairs / (size * (num_groups - 1) / (2 * num_groups))
-
-
-def slowness(num_groups: int) -> float:
-    """How many times longer than two groups as many form, by the gradient of `overlap`."""
-    return num_groups * (num_groups - 1) / 2
 
 
 def uniform(q: tf.Tensor) -> tf.Tensor:
@@ -221,21 +215,29 @@ def regularizer_terms(net) -> dict[str, list[tf.Tensor]]:
     }
 
 
-def regularizers(net, weighted: bool = True) -> dict[str, tf.Tensor]:
+def regularizers(net, weighted: bool = True, equal_growth: bool = False) -> dict[str, tf.Tensor]:
     """The three terms of eq. (2) for a dense network, each a float32 scalar without its gamma.
 
     Args:
         net: a `resnet.ResNet`.
         weighted: combine the layers' R_W weighted by their own values (no gradient through the
             weights), so that the least separated layers are pushed most; else their mean.
+        equal_growth: let R_D of an indicator of G groups count G - 1 times, for which see
+            `growth_rate`.
 
     Returns:
         `overlap` (R_D), `weight_split` (R_W) and `uniform` (R_E): each is 1 for uniform indicators
-        on newly drawn weights, and all are 0 where nothing is split.
+        on newly drawn weights (R_D the mean of G - 1 with `equal_growth`), and all are 0 where
+        nothing is split.
     """
     terms = regularizer_terms(net)
     if not terms["overlap"]:
         return {name: tf.zeros([]) for name in terms}
+    if equal_growth:
+        numbers = [alpha.shape[0] for name, alpha in net.alphas.items() if name != "p1"]
+        terms["overlap"] = [
+            (number - 1) * value for number, value in zip(numbers, terms["overlap"], strict=True)
+        ]
     means = {name: tf.reduce_mean(tf.stack(values)) for name, values in terms.items()}
     if weighted:
         values = tf.stack(terms["weight_split"])
@@ -244,6 +246,16 @@ def regularizers(net, weighted: bool = True) -> dict[str, tf.Tensor]:
             tf.reduce_sum(weights * values), tf.reduce_sum(weights)
         )
     return means
+
+
+def growth_rate(num_groups: int) -> float:
+    """Factor of an indicator's learning rate with which G groups form as fast as two.
+
+    Near uniform, R_D drives a deviation of alpha apart by 1 / (G (G - 1)) and R_W holds it back by
+    1 / G, up to factors that do not depend on G. So for many groups R_W wins and they do not form,
+    unless R_D counts G - 1 times (`regularizers`); then both fall as 1 / G.
+    """
+    return num_groups / 2
 
 
 def sharpness(net) -> dict[str, float]:

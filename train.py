@@ -87,7 +87,7 @@ def _flag_table() -> list[tuple]:
         ("keep", count, 3, STAGES, "newest checkpoints to keep, besides the best"),
         ("group_lr_scale", positive, 1.0, grouped, "factor of the alphas' learning rate"),
         ("group_equal_growth", utils.boolean, False, grouped,
-         "a further factor for more than two groups, which lets them form as fast as two"),
+         "more overlap and a higher rate for more than two groups, which form as fast as two then"),
         ("devices", str, "", STAGES, "share each batch out over devices, such as /GPU:0,/GPU:1"),
         ("jit_compile", utils.boolean, False, STAGES, "compile the step with XLA, on one device"),
         ("preset", str, "", STAGES, "name of this set of flags, for result.json"),
@@ -249,7 +249,7 @@ class Trainer(tf.Module):
         )
         self._alphas = {  # with the factor of its learning rate
             alpha.ref(): objective.group_lr_scale
-            * (grouping.slowness(alpha.shape[0]) if objective.group_equal_growth else 1.0)
+            * (grouping.growth_rate(alpha.shape[0]) if objective.group_equal_growth else 1.0)
             for alpha in getattr(self.net, "alphas", {}).values()
         }
 
@@ -278,7 +278,9 @@ class Trainer(tf.Module):
         l2 = tf.add_n([tf.nn.l2_loss(w) for w in self.net.decayed_variables])
         terms = {name: tf.zeros([]) for name in TERMS}
         if self._alphas:
-            terms = grouping.regularizers(self.net, hyper.weighted_group_loss)
+            terms = grouping.regularizers(
+                self.net, hyper.weighted_group_loss, hyper.group_equal_growth
+            )
         gammas = (hyper.gamma1, hyper.gamma2 * growth, hyper.gamma3)
         loss = cross_entropy + hyper.l2_weight * l2
         loss += sum(gamma * terms[name] for gamma, name in zip(gammas, TERMS, strict=True))
