@@ -188,10 +188,10 @@ def main(argv: Sequence[str]) -> int | None:
             values["squares_inside"] = grouping.squares_inside(net)
     values["test_time"] = test_time
     values["confusion_matrix"] = found.confusion.tolist()
-    report(values)
     utils.write_json(result_file, values)
     if output_file:
         write_pickle(output_file, found, test_time)
+    report(values)
     print(f"written: {result_file} {output_file}".rstrip())
     return 0
 
