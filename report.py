@@ -28,7 +28,7 @@ import pictures
 import resnet
 
 NAMES = ("grouped", "cut", "tree")
-RESULTS = (  # their folders of eval.py; the first three that are all there
+RESULTS = (  # their folders of eval.py, on the test images or before the end on others
     ("group/eval", "group/eval_mask", "split/eval"),
     ("group/eval_val", "group/eval_mask_val", "split/eval"),
 )
@@ -100,7 +100,7 @@ def read_results(run: str) -> dict[str, dict]:
         ValueError: one is missing or damaged; says what makes it.
     """
     choices = [[os.path.join(run, f, "result.json") for f in folders] for folders in RESULTS]
-    paths = next((paths for paths in choices if all(map(os.path.exists, paths))), choices[0])
+    paths = max(choices, key=lambda paths: sum(map(os.path.exists, paths)))
     try:
         return dict(zip(NAMES, map(utils.read_json, paths), strict=True))
     except FileNotFoundError as error:

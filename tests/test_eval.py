@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +27,13 @@ TF1 = os.path.join(ROOT, "tests", "reference", "tf1_k1_2-2-2", "model.ckpt-0")
 
 def save(net, directory, stage):
     """A run directory that holds `net`; its checkpoint's path."""
-    about = {"stage": stage, "seed": 7, "preset": "smoke", "dataset": "synthetic"}
+    about = {
+        "stage": stage,
+        "seed": 7,
+        "preset": "smoke",
+        "dataset": "synthetic",
+        "indices_sha256": "",
+    }
     trainer = train.Trainer(net, train.Objective(), about)
     trainer.steps_done.assign(12)
     with utils.Run(str(directory)) as run:
@@ -205,6 +212,16 @@ def test_devices_that_are_refused(checkpoints, data_dir):
     flags = ("--placement", "hybrid", "--devices", "/CPU:0,/CPU:1")
     done = python("eval.py", "--checkpoint", checkpoints["dense"], "--data_dir", data_dir, *flags)
     assert done.returncode == 1 and "only a tree has branches" in done.stderr
+
+
+def test_validation_images_must_be_the_runs_own(checkpoints, data_dir, tmp_path):
+    """Those of another division may have been trained on; test images are the same in all."""
+    other = shutil.copytree(data_dir, tmp_path / "other")
+    about = utils.read_json(other / "split.json") | {"indices_sha256": "12ab"}
+    utils.write_json(other / "split.json", about)
+    flags = ("--checkpoint", checkpoints["tree"], "--data_dir", other, "--eval_dir", tmp_path)
+    assert inside("eval.py", *flags)[0] == 0
+    fails("eval.py", *flags, "--split", "val", says=["was trained on", "12ab", "--data_dir"])
 
 
 # ---------------------------------------------------------------- other machines

@@ -10,8 +10,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, fails, inside, run_script, train_flags
+from conftest import ROOT, fails, grouped_net, inside, run_script, train_flags
 
+import pictures
 import train
 import utils
 
@@ -191,6 +192,14 @@ def test_reports_of_what_is_not_there(tmp_path, data_dir):
     fails("report.py", tmp_path / "no", *data, says="there is no run")
     fails("report.py", *data, says="RUN is needed", status=2)
     assert os.listdir(tmp_path) == []
+
+
+def test_pictures_of_few_layers_and_many_groups():
+    assert len(pictures.weights(grouped_net((1, 1, 4))).axes) == 3  # of one layer
+    assert len(pictures.weights(grouped_net((1, 2, 2))).axes) == 12
+    data = {"superclass_of_class": [c // 5 for c in range(100)]}
+    data |= {"superclass_names": list("abcdefghijklmnopqrst"), "class_names": ["x"] * 100}
+    assert pictures.superclasses([[c] for c in range(100)], data)
 
 
 def test_report_of_a_run_without_results(tmp_path, data_dir):
