@@ -32,6 +32,7 @@ import evaluation
 import grouping
 import placement
 import resnet
+import start
 
 STAGES = ("baseline", "group", "split")
 TERMS = ("overlap", "weight_split", "uniform")
@@ -212,6 +213,12 @@ class Objective:
     precision: str = "float32"
 
 
+def objective(flags: argparse.Namespace) -> Objective:
+    """The flags that the objective is made of."""
+    names = [field.name for field in dataclasses.fields(Objective)]
+    return Objective(**{name: getattr(flags, name) for name in names})
+
+
 class Trainer(tf.Module):
     """A network with everything that its training changes: `checkpoint` holds all of it.
 
@@ -327,162 +334,6 @@ class Trainer(tf.Module):
         return self.strategy.reduce(
             tf.distribute.ReduceOp.SUM, self.strategy.run(tf.identity, (number,)), axis=None
         )
-
-
-# ---------------------------------------------------------------- what a run starts from
-
-
-def network_to_go_on(path: str, tensors, flags: argparse.Namespace, about: dict):
-    """The network of a checkpoint of the same stage, whose whole state is to be restored."""
-    if "description" not in tensors:
-        raise ValueError(
-            f"{path} is a TensorFlow 1 checkpoint: start from its weights with --basemodel"
-        )
-    if not any(name.startswith("optimizer/") for name in tensors):
-        raise ValueError(
-            f"{path} holds weights without the optimizer's state: start from them with --basemodel"
-        )
-    changes = {"dropout_keep_prob": flags.dropout_keep_prob}
-    net, description = evaluation.load_network(path, tensors, **changes)
-    if description.get("stage") != flags.stage:
-        raise ValueError(
-            f"{path} is of stage {description.get('stage')}, not {flags.stage}: name another "
-            "--train_dir or --checkpoint, or start from its weights with --basemodel"
-        )
-    _check_network(path, net.config, flags, also=("bn_no_scale",))
-    evaluation.check_dataset(path, description, about, flags.data_dir)
-    return net
-
-
-def network_from_weights(path: str, flags: argparse.Namespace, about: dict):
-    """The network of a new run from other weights: of the same kind, or a grouped one, cut."""
-    changes = {name: getattr(flags, name) for name in ("dropout_keep_prob", "bn_no_scale")}
-    base, description = evaluation.load_network(path, utils.read_checkpoint(path), **changes)
-    evaluation.check_dataset(path, description, about, flags.data_dir)
-    grouped = max(base.config.groups) > 1
-    if flags.stage == "split" and flags.groups:
-        return _cut_as_given(path, base, flags)
-    if flags.stage == "split":
-        _check_network(path, base.config, flags)
-        if not grouped:
-            raise ValueError(
-                f"{path} has no groups to cut: run --stage group first, or give some with --groups"
-            )
-        return resnet.split(base) if isinstance(base, resnet.ResNet) else base
-    if not isinstance(base, resnet.ResNet):
-        raise ValueError(f"{path} is a tree already: only stage split goes on from it")
-    _check_network(path, base.config, flags, groups=grouped)
-    return _with_weights_of(base, network_config(flags), flags.seed)
-
-
-def _with_weights_of(base: resnet.ResNet, config: resnet.NetworkConfig, seed: int) -> resnet.ResNet:
-    """A dense network with another's weights; groups that the other does not have start anew."""
-    net = resnet.ResNet(config, seed)
-    variables = [*([] if base.alphas else net.alphas.values()), *base.variables]
-    resnet.load_weights(net, {resnet.name_of(v): v.numpy() for v in variables})
-    return net
-
-
-def _cut_as_given(path: str, base, flags: argparse.Namespace) -> resnet.SplitResNet:
-    """The tree of a baseline's weights in the class groups that --groups gives."""
-    if max(base.config.groups) > 1:
-        raise ValueError(f"{path} has groups of its own: --groups {flags.groups} cuts a baseline")
-    _check_network(path, base.config, flags, groups=False)
-    config = dataclasses.replace(base.config, groups=flags.ngroups, dropout_unsplit=False)
-    if flags.groups == "semantic":
-        given = class_groups.semantic(config.groups[2], cifar100.describe(flags.data_dir))
-    elif flags.groups == "random":
-        given = class_groups.random(config.groups[2], config.num_classes, flags.seed)
-    else:
-        classifier = base.logits.fc.weights.numpy()
-        given = class_groups.clustering(config.groups, classifier, flags.seed)
-    net = _with_weights_of(base, config, flags.seed)
-    return resnet.split(net, grouping.given_assignment(config, given))
-
-
-def network_config(flags: argparse.Namespace) -> resnet.NetworkConfig:
-    """The network of stage baseline or group."""
-    return resnet.NetworkConfig(
-        num_residual_units=flags.num_residual_units,
-        k=flags.k,
-        num_classes=cifar100.NUM_CLASSES,
-        groups=flags.ngroups,
-        dropout_keep_prob=flags.dropout_keep_prob,
-        bn_no_scale=flags.bn_no_scale,
-        dropout_unsplit=flags.stage == "baseline",
-    )
-
-
-def objective(flags: argparse.Namespace) -> Objective:
-    """The flags that the objective is made of."""
-    names = [field.name for field in dataclasses.fields(Objective)]
-    return Objective(**{name: getattr(flags, name) for name in names})
-
-
-def _check_network(path, config, flags, groups=True, also=()) -> None:
-    """Raise ValueError where a checkpoint's network is not the one that the flags ask for."""
-    wanted = {name: getattr(flags, name) for name in ("num_residual_units", "k", *also)}
-    if groups:
-        wanted["groups"] = flags.ngroups
-    differing = [
-        f"{name} is {getattr(config, name)}, not {value}"
-        for name, value in wanted.items()
-        if value is not None and getattr(config, name) != value
-    ]
-    if differing:
-        raise ValueError(
-            f"{path} holds another network ({'; '.join(differing)}): change the flags to match "
-            "it, or name another run"
-        )
-
-
-def start(
-    flags: argparse.Namespace,
-    run: utils.Run,
-    about: dict,
-    strategy: tf.distribute.Strategy | None = None,
-) -> Trainer:
-    """The state that a run begins with, in the documented order; prints which.
-
-    Raises:
-        ValueError: it does not fit the flags, or no checkpoint of the run can be read.
-    """
-    net, path = _find_start(flags, run, about)
-    trainer = Trainer(net, objective(flags), about, strategy, flags.jit_compile)
-    if path:
-        trainer.restore(path)
-    return trainer
-
-
-def _find_start(flags: argparse.Namespace, run: utils.Run, about: dict):
-    """The network, and the checkpoint whose state is to be restored, if there is one."""
-    for path in run.discard_torn():
-        print(f"ignoring {path}: a killed run did not finish writing it")
-    steps = utils.checkpoint_steps(flags.train_dir)
-    for step in reversed(steps):
-        path = utils.checkpoint_path(flags.train_dir, step)
-        try:
-            tensors = utils.read_checkpoint(path)
-        except ValueError as error:
-            print(f"ignoring it: {error}")
-            continue
-        print(f"going on from {path}, step {step}")
-        return network_to_go_on(path, tensors, flags, about), path
-    if steps:
-        raise ValueError(
-            f"none of the {len(steps)} checkpoints in {flags.train_dir} can be read: remove them "
-            "to start anew, or name another --train_dir"
-        )
-    if flags.checkpoint:
-        path = utils.find_checkpoint(flags.checkpoint)
-        print(f"going on from {path} (--checkpoint)")
-        return network_to_go_on(path, utils.read_checkpoint(path), flags, about), path
-    if flags.basemodel:
-        path = utils.find_checkpoint(flags.basemodel)
-        print(f"starting from the weights of {path} (--basemodel)")
-        return network_from_weights(path, flags, about), None
-    print(f"starting from new weights, seed {flags.seed}")
-    return resnet.ResNet(network_config(flags), flags.seed), None
 
 
 # ---------------------------------------------------------------- the loop
@@ -681,7 +532,7 @@ def _duration(seconds: float) -> str:
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
     dataset = cifar100.describe(flags.data_dir)
-    complete = _complete_result(flags, dataset["dataset"])
+    complete = start.complete_result(flags, dataset["dataset"])
     if complete:
         print(f"{flags.train_dir} was complete before\n{_last_line(complete)}")
         return 0
@@ -709,51 +560,14 @@ def main(argv: Sequence[str]) -> int:
         ) from None
 
 
-def _complete_result(flags: argparse.Namespace, dataset: str) -> dict | None:
-    """What result.json says of a run that has done all its steps already; None of any other.
-
-    Raises:
-        ValueError: it did them with other flags, so that it is not what is asked for.
-    """
-    if utils.checkpoint_steps(flags.train_dir)[-1:] != [flags.max_steps]:
-        return None
-    try:
-        result, config = (
-            utils.read_json(os.path.join(flags.train_dir, name))
-            for name in ("result.json", "config.json")
-        )
-    except (ValueError, FileNotFoundError):
-        return None
-    if result.get("step") != flags.max_steps or config.get("dataset") != dataset:
-        return None
-    changes = _changed_flags(config, flags)
-    if changes:
-        raise ValueError(
-            f"{flags.train_dir} is complete, and was trained with other flags "
-            f"({'; '.join(changes)}): name another --train_dir"
-        )
-    return result
-
-
-def _changed_flags(config: dict, flags: argparse.Namespace) -> list[str]:
-    """How the flags that numbers depend on differ from those in a run's config.json."""
-    same_numbers = (
-        "train_dir", "data_dir", "basemodel", "checkpoint", "preset", "keep", "display",
-        "val_interval", "checkpoint_interval", "group_summary_interval",
-    )  # fmt: skip
-    before = config.get("flags", {})
-    return [
-        f"--{name} {before[name]} -> {value}"
-        for name, value in json.loads(json.dumps(vars(flags))).items()
-        if name not in same_numbers and name in before and before[name] != value
-    ]
-
-
 def _run(flags, data, about, strategy, interruption) -> int:
     """A run from its start to its end or interruption; returns the exit status."""
     kind = utils.Run if placement.is_chief(strategy) else utils.Follower
     with kind(flags.train_dir, flags.keep) as run:
-        trainer = start(flags, run, about, strategy)
+        net, path = start.find(flags, run, about)
+        trainer = Trainer(net, objective(flags), about, strategy, flags.jit_compile)
+        if path:
+            trainer.restore(path)
         net, step = trainer.net, int(trainer.steps_done)
         if flags.max_steps < step:
             raise ValueError(
@@ -769,7 +583,7 @@ def _run(flags, data, about, strategy, interruption) -> int:
         loop = Loop(flags, run, trainer, data)
         loop.check_workers()
         if step and os.path.exists(run.path("config.json")):
-            _say_changes(run.path("config.json"), flags)
+            start.say_changes(run.path("config.json"), flags)
         run.write("config.json", {
             "flags": vars(flags),
             "network": resnet.describe(net)["config"],
@@ -782,15 +596,6 @@ def _run(flags, data, about, strategy, interruption) -> int:
             loop.validate()  # what the cut cost
         loop.train(interruption)
         return finish(loop, interruption, about)
-
-
-def _say_changes(path: str, flags: argparse.Namespace) -> None:
-    """Tell which flags are not those of the run's last start."""
-    try:
-        for change in _changed_flags(utils.read_json(path), flags):
-            print(f"changed since the last start: {change}")
-    except ValueError as error:
-        print(f"the flags of the last start are not known: {error}")
 
 
 def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import evaluation
 import resnet
+import start
 import train
 import utils
 
@@ -193,7 +194,7 @@ def test_grouping_starts_from_the_baselines_weights(runs):
     ))  # fmt: skip
     path = utils.find_checkpoint(runs["baseline"])
     about = {"dataset": "synthetic", "indices_sha256": ""}
-    net = train.network_from_weights(path, flags, about)
+    net = start.network_from_weights(path, flags, about)
     np.testing.assert_array_equal(
         net.unit_3_0.conv_1.kernel, baseline["net/unit_3_0/conv_1/kernel"]
     )
@@ -343,7 +344,7 @@ def test_non_finite_loss_names_step_and_term(tmp_path, data_dir):
 def test_spoiled_weights_are_not_saved(tmp_path, data_dir):
     """A loss may still be finite when the update that follows it is not."""
     flags = train.parse_flags(train_flags("baseline", tmp_path, data_dir))
-    net = resnet.ResNet(train.network_config(flags))
+    net = resnet.ResNet(start.network_config(flags))
     trainer = train.Trainer(net, train.objective(flags), {})
     data = {split: train.cifar100.load(data_dir, split) for split in ("train", "val")}
     with utils.Run(str(tmp_path)) as run:
@@ -421,5 +422,5 @@ def test_any_flags_give_a_valid_run_or_one_line(stage, flags):
     if stage == "split":
         assert parsed.basemodel or parsed.checkpoint
     else:
-        config = train.network_config(parsed)
+        config = start.network_config(parsed)
         assert (max(config.groups) > 1) == (stage == "group")

@@ -1,0 +1,205 @@
+"""What a run of train.py starts from, in the documented order, and whether it is complete already.
+
+The newest checkpoint in --train_dir, else --checkpoint, else the weights of --basemodel, else new
+weights. Whatever does not fit the flags ends in a ValueError that says how to mend it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+
+import utils  # isort: skip, it quiets TensorFlow's start
+
+import cifar100
+import class_groups
+import evaluation
+import grouping
+import resnet
+
+
+def network_to_go_on(path: str, tensors, flags: argparse.Namespace, about: dict):
+    """The network of a checkpoint of the same stage, whose whole state is to be restored."""
+    if "description" not in tensors:
+        raise ValueError(
+            f"{path} is a TensorFlow 1 checkpoint: start from its weights with --basemodel"
+        )
+    if not any(name.startswith("optimizer/") for name in tensors):
+        raise ValueError(
+            f"{path} holds weights without the optimizer's state: start from them with --basemodel"
+        )
+    changes = {"dropout_keep_prob": flags.dropout_keep_prob}
+    net, description = evaluation.load_network(path, tensors, **changes)
+    if description.get("stage") != flags.stage:
+        raise ValueError(
+            f"{path} is of stage {description.get('stage')}, not {flags.stage}: name another "
+            "--train_dir or --checkpoint, or start from its weights with --basemodel"
+        )
+    _check_network(path, net.config, flags, also=("bn_no_scale",))
+    evaluation.check_dataset(path, description, about, flags.data_dir)
+    return net
+
+
+def network_from_weights(path: str, flags: argparse.Namespace, about: dict):
+    """The network of a new run from other weights: of the same kind, or a grouped one, cut."""
+    changes = {name: getattr(flags, name) for name in ("dropout_keep_prob", "bn_no_scale")}
+    base, description = evaluation.load_network(path, utils.read_checkpoint(path), **changes)
+    evaluation.check_dataset(path, description, about, flags.data_dir)
+    grouped = max(base.config.groups) > 1
+    if flags.stage == "split" and flags.groups:
+        return _cut_as_given(path, base, flags)
+    if flags.stage == "split":
+        _check_network(path, base.config, flags)
+        if not grouped:
+            raise ValueError(
+                f"{path} has no groups to cut: run --stage group first, or give some with --groups"
+            )
+        return resnet.split(base) if isinstance(base, resnet.ResNet) else base
+    if not isinstance(base, resnet.ResNet):
+        raise ValueError(f"{path} is a tree already: only stage split goes on from it")
+    _check_network(path, base.config, flags, groups=grouped)
+    return _with_weights_of(base, network_config(flags), flags.seed)
+
+
+def _with_weights_of(base: resnet.ResNet, config: resnet.NetworkConfig, seed: int) -> resnet.ResNet:
+    """A dense network with another's weights; groups that the other does not have start anew."""
+    net = resnet.ResNet(config, seed)
+    variables = [*([] if base.alphas else net.alphas.values()), *base.variables]
+    resnet.load_weights(net, {resnet.name_of(v): v.numpy() for v in variables})
+    return net
+
+
+def _cut_as_given(path: str, base, flags: argparse.Namespace) -> resnet.SplitResNet:
+    """The tree of a baseline's weights in the class groups that --groups gives."""
+    if max(base.config.groups) > 1:
+        raise ValueError(f"{path} has groups of its own: --groups {flags.groups} cuts a baseline")
+    _check_network(path, base.config, flags, groups=False)
+    config = dataclasses.replace(base.config, groups=flags.ngroups, dropout_unsplit=False)
+    if flags.groups == "semantic":
+        given = class_groups.semantic(config.groups[2], cifar100.describe(flags.data_dir))
+    elif flags.groups == "random":
+        given = class_groups.random(config.groups[2], config.num_classes, flags.seed)
+    else:
+        classifier = base.logits.fc.weights.numpy()
+        given = class_groups.clustering(config.groups, classifier, flags.seed)
+    net = _with_weights_of(base, config, flags.seed)
+    return resnet.split(net, grouping.given_assignment(config, given))
+
+
+def network_config(flags: argparse.Namespace) -> resnet.NetworkConfig:
+    """The network of stage baseline or group."""
+    return resnet.NetworkConfig(
+        num_residual_units=flags.num_residual_units,
+        k=flags.k,
+        num_classes=cifar100.NUM_CLASSES,
+        groups=flags.ngroups,
+        dropout_keep_prob=flags.dropout_keep_prob,
+        bn_no_scale=flags.bn_no_scale,
+        dropout_unsplit=flags.stage == "baseline",
+    )
+
+
+def _check_network(path, config, flags, groups=True, also=()) -> None:
+    """Raise ValueError where a checkpoint's network is not the one that the flags ask for."""
+    wanted = {name: getattr(flags, name) for name in ("num_residual_units", "k", *also)}
+    if groups:
+        wanted["groups"] = flags.ngroups
+    differing = [
+        f"{name} is {getattr(config, name)}, not {value}"
+        for name, value in wanted.items()
+        if value is not None and getattr(config, name) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{path} holds another network ({'; '.join(differing)}): change the flags to match "
+            "it, or name another run"
+        )
+
+
+def find(flags: argparse.Namespace, run: utils.Run, about: dict):
+    """The network, and the checkpoint whose state is to be restored if there is one; prints which.
+
+    Raises:
+        ValueError: it does not fit the flags, or no checkpoint of the run can be read.
+    """
+    for path in run.discard_torn():
+        print(f"ignoring {path}: a killed run did not finish writing it")
+    steps = utils.checkpoint_steps(flags.train_dir)
+    for step in reversed(steps):
+        path = utils.checkpoint_path(flags.train_dir, step)
+        try:
+            tensors = utils.read_checkpoint(path)
+        except ValueError as error:
+            print(f"ignoring it: {error}")
+            continue
+        print(f"going on from {path}, step {step}")
+        return network_to_go_on(path, tensors, flags, about), path
+    if steps:
+        raise ValueError(
+            f"none of the {len(steps)} checkpoints in {flags.train_dir} can be read: remove them "
+            "to start anew, or name another --train_dir"
+        )
+    if flags.checkpoint:
+        path = utils.find_checkpoint(flags.checkpoint)
+        print(f"going on from {path} (--checkpoint)")
+        return network_to_go_on(path, utils.read_checkpoint(path), flags, about), path
+    if flags.basemodel:
+        path = utils.find_checkpoint(flags.basemodel)
+        print(f"starting from the weights of {path} (--basemodel)")
+        return network_from_weights(path, flags, about), None
+    print(f"starting from new weights, seed {flags.seed}")
+    return resnet.ResNet(network_config(flags), flags.seed), None
+
+
+# ---------------------------------------------------------------- flags of its last start
+
+
+def complete_result(flags: argparse.Namespace, dataset: str) -> dict | None:
+    """What result.json says of a run that has done all its steps already; None of any other.
+
+    Raises:
+        ValueError: it did them with other flags, so that it is not what is asked for.
+    """
+    if utils.checkpoint_steps(flags.train_dir)[-1:] != [flags.max_steps]:
+        return None
+    try:
+        result, config = (
+            utils.read_json(os.path.join(flags.train_dir, name))
+            for name in ("result.json", "config.json")
+        )
+    except (ValueError, FileNotFoundError):
+        return None
+    if result.get("step") != flags.max_steps or config.get("dataset") != dataset:
+        return None
+    changes = _changed_flags(config, flags)
+    if changes:
+        raise ValueError(
+            f"{flags.train_dir} is complete, and was trained with other flags "
+            f"({'; '.join(changes)}): name another --train_dir"
+        )
+    return result
+
+
+def _changed_flags(config: dict, flags: argparse.Namespace) -> list[str]:
+    """How the flags that numbers depend on differ from those in a run's config.json."""
+    same_numbers = (
+        "train_dir", "data_dir", "basemodel", "checkpoint", "preset", "keep", "display",
+        "val_interval", "checkpoint_interval", "group_summary_interval",
+    )  # fmt: skip
+    before = config.get("flags", {})
+    return [
+        f"--{name} {before[name]} -> {value}"
+        for name, value in json.loads(json.dumps(vars(flags))).items()
+        if name not in same_numbers and name in before and before[name] != value
+    ]
+
+
+def say_changes(path: str, flags: argparse.Namespace) -> None:
+    """Tell which flags are not those of the run's last start."""
+    try:
+        for change in _changed_flags(utils.read_json(path), flags):
+            print(f"changed since the last start: {change}")
+    except ValueError as error:
+        print(f"the flags of the last start are not known: {error}")
