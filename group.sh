@@ -17,7 +17,7 @@ paper)
     DROPOUT_KEEP_PROB=0.5 GAMMA2=1.0 GAMMA2_STEP_EPOCH='' GROUP_LR_SCALE=1.0 EQUAL_GROWTH=False
     ;;
 cpu)
-    # Groups are sharp after 9 epochs; then gamma2 empties what the cut removes.
+    # Groups are sharp after 9 epochs (2-4-4: 11); then gamma2 empties what the cut removes.
     K=2 STEPS=7000 LR_STEP_EPOCH=13 INTERVAL=500
     DROPOUT_KEEP_PROB=1.0 GAMMA2=1.0 GAMMA2_STEP_EPOCH=10 GROUP_LR_SCALE=4.0 EQUAL_GROWTH=True
     ;;

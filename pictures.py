@@ -160,11 +160,11 @@ def weights(net: resnet.ResNet, layers: int = 4) -> Figure:
     """Split layers' weights: as they lie, sorted by group, and after the cut (Figure 3)."""
     groups = grouping.merged_assignments(net.config, grouping.hard_assignments(net))
     inside = grouping.squares_inside(net)
-    all_layers = list(grouping.split_layers(net))
+    all_layers = list(zip(inside.items(), grouping.split_layers(net), strict=True))
     layers = min(layers, len(all_layers))
     chosen = [all_layers[i] for i in np.linspace(0, len(all_layers) - 1, layers).astype(int)]
     figure, axes = _figure(3, layers, 2.5 * layers, 7.6)
-    for column, (kernel, inputs, outputs) in enumerate(chosen):
+    for column, ((name, share), (kernel, inputs, outputs)) in enumerate(chosen):
         size = (
             tf.reduce_mean(tf.abs(kernel), axis=(0, 1))
             if len(kernel.shape) == 4
@@ -173,9 +173,8 @@ def weights(net: resnet.ResNet, layers: int = 4) -> Figure:
         size = size.numpy()  # (D, K)
         rows, columns = (np.argsort(groups[name], kind="stable") for name in (inputs, outputs))
         same = groups[inputs][:, None] == groups[outputs]
-        name = kernel.name.rpartition("/")[0]
         shown = [size, size[np.ix_(rows, columns)], (size * same)[np.ix_(rows, columns)]]
-        titles = [name, f"{inside[name]:.2%} of squares inside", ""]
+        titles = [name, f"{share:.2%} of squares inside", ""]
         for axis, picture, title in zip(axes[:, column], shown, titles, strict=True):
             axis.imshow(picture, cmap="Blues", vmin=0, vmax=np.quantile(size, 0.99), aspect="auto")
             axis.set(xticks=[], yticks=[])

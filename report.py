@@ -28,7 +28,7 @@ import pictures
 import resnet
 
 NAMES = ("grouped", "cut", "tree")
-RESULTS = (  # their folders of eval.py, on the test images or before the end on others
+RESULTS = (  # their folders of eval.py: of the test images, or the first two of validation images
     ("group/eval", "group/eval_mask", "split/eval"),
     ("group/eval_val", "group/eval_mask_val", "split/eval"),
 )
@@ -74,11 +74,11 @@ def summary(results: dict[str, dict], data: dict) -> str:
     else:
         lines += [f"validation         {before}", f"test accuracy      {after}"]
     if "squares_inside" in grouped:
-        shares = (min(grouped[name].values()) for name in ("sharpness", "squares_inside"))
-        lines.append(
-            "before the cut     indicators' mean largest share at least {:.3f}; in every split "
-            "layer at least {:.2%} of the squared weights inside the groups".format(*shares)
-        )
+        sharp, inside = (min(grouped[name].values()) for name in ("sharpness", "squares_inside"))
+        lines += [
+            f"before the cut     every indicator's mean largest share {sharp:.3f} or more,",
+            f"                   {inside:.3%} or more of each split layer's squares inside groups",
+        ]
     for name in ("weights", "flops"):
         saved = 1 - tree[name] / grouped[name]
         lines.append(f"{name:<19}{grouped[name]:,} -> {tree[name]:,}, {saved:.1%} saved")

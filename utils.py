@@ -186,8 +186,8 @@ def read_metrics(directory: str) -> list[dict]:
             # The last line of a killed run may be cut.
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 record = json.loads(line)
-                int(record["step"])
-                records.append(record)
+                if isinstance(record["step"], int):
+                    records.append(record)
     return records
 
 

@@ -137,6 +137,22 @@ def test_empty_group_is_named():
         resnet.split(net)
 
 
+def test_weight_split_holds_groups_back_by_their_number():
+    """Near uniform a deviation of one indicator raises R_W by its square over G (`growth_rate`)."""
+    rng = np.random.default_rng(0)
+    kernel = tf.constant(rng.normal(size=(3, 3, 64, 64)), tf.float32)
+    raised = {}
+    for num_groups in (2, 3, 4):
+        alpha = 0.3 * rng.normal(size=(num_groups, 64)).astype(np.float32)
+        alpha -= alpha.mean(axis=0)
+        even = grouping.soft_assignment(tf.zeros_like(alpha))
+        term = [grouping.weight_split(kernel, p, even)
+                for p in (grouping.soft_assignment(tf.constant(alpha)), even)]  # fmt: skip
+        raised[num_groups] = float(term[0] - term[1]) / np.sum(alpha**2)
+    for num_groups in (3, 4):
+        assert raised[num_groups] * num_groups == pytest.approx(2 * raised[2], rel=0.15)
+
+
 @pytest.mark.parametrize("groups", [(1, 1, 4), (2, 3, 5)])
 def test_squares_inside_are_those_that_the_cut_keeps(groups):
     net = grouped_net(groups)

@@ -166,7 +166,7 @@ def test_pipeline_with_flags_that_override(tmp_path, data_dir):
         f"{tree['weights']:,}",
         "group 3 (",
         "saved",
-        "before the cut     indicators' mean largest share at least 0.",
+        "before the cut     every indicator's mean largest share 0.",
     ):
         assert text in summary
     listed = [int(n) for n in re.findall(r"\bclass(\d+)\b", summary)]

@@ -221,7 +221,8 @@ def test_rows_have_the_same_number_of_steps(preset, caught):
     [narrow] = caught(preset, "table.sh", "narrow")
     assert whole.max_steps == narrow.max_steps == group.max_steps + split.max_steps
     assert (first.max_steps, given.max_steps) == (group.max_steps, split.max_steps)
-    assert (first.lr_step_epoch, first.lr_decay) == (group.lr_step_epoch, group.lr_decay)
+    for name in ("lr_step_epoch", "lr_decay", "dropout_keep_prob"):
+        assert getattr(first, name) == getattr(group, name)
     assert whole.lr_decay == narrow.lr_decay == split.lr_decay == given.lr_decay
     epochs = whole.max_steps / 500
     left = [epochs - e for e in whole.lr_step_epoch]

@@ -79,17 +79,16 @@ def test_alphas_have_their_own_rate():
     np.testing.assert_allclose(moved[1][1], moved[0][1], rtol=1e-5)
 
 
-def test_many_groups_form_as_fast_as_two():
+def test_overlap_moves_many_groups_as_fast_as_two():
     net = resnet.ResNet(resnet.NetworkConfig(num_residual_units=1, k=1, groups=(2, 2, 4)))
     before = {name: alpha.numpy() for name, alpha in net.alphas.items()}
     objective = train.Objective(gamma2=0, gamma3=0, group_equal_growth=True)
     train.Trainer(net, objective, {}).step(tf.ones([2, 32, 32, 3]), tf.constant([0, 1]), 100.0)
     growth = {}
     for name, alpha in before.items():
-        start = alpha - alpha.mean(axis=0)  # what softmax sees of it
-        growth[name] = (
-            np.sum((net.alphas[name] - alpha) * start) / np.sum(start**2) * alpha.shape[1]
-        )
+        seen = alpha - alpha.mean(axis=0)  # by softmax
+        moved = net.alphas[name] - alpha
+        growth[name] = np.sum(moved * seen) / np.sum(seen**2) * alpha.shape[1]
     # Each has a fifth of the mean, the two of the classifier together.
     expected = {name: 100 / 5 / (2 if name in ("p1", "q1") else 1) for name in growth}
     assert growth == pytest.approx(expected, rel=0.02)
