@@ -136,3 +136,9 @@ def chance_together(groups: Sequence[Sequence[int]]) -> float:
     sizes = [len(classes) for classes in groups]
     total = sum(sizes)
     return sum(n * (n - 1) for n in sizes) / (total * (total - 1))
+
+
+def mistakes(confusion: np.ndarray, groups: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Mistakes of a confusion matrix [label, prediction] within the groups and between them."""
+    inside = sum(confusion[np.ix_(classes, classes)].sum() for classes in groups)
+    return int(inside - np.trace(confusion)), int(confusion.sum() - inside)

@@ -196,10 +196,10 @@ def _group_sections(tree: resnet.SplitResNet, data: dict, data_dir: str):
 
 def _confusions(matrix: np.ndarray, groups: Sequence[Sequence[int]]) -> str:
     """How often what is wrong is at least in the right group."""
-    wrong = matrix.sum() - np.trace(matrix)
+    inside, between = class_groups.mistakes(matrix, groups)
+    wrong = inside + between
     if len(groups) < 2:
         return f"{wrong:,} mistakes."
-    inside = sum(matrix[np.ix_(g, g)].sum() for g in groups) - np.trace(matrix)
     chance = class_groups.chance_together(groups)
     return (
         f"Of {wrong:,} mistakes {inside / max(wrong, 1):.0%} stay within the group; at random it "

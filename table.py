@@ -18,7 +18,9 @@ import statistics
 from collections.abc import Sequence
 
 import utils  # isort: skip, it quiets TensorFlow's start
+import numpy as np
 
+import class_groups
 import evaluation
 import resnet
 
@@ -194,6 +196,28 @@ def table_2(found: dict[str, list[dict]]) -> str:
     return utils.markdown_table(lines)
 
 
+def mistakes_table(found: dict[str, list[dict]]) -> str:
+    """Where trees go wrong: within a group, which one branch decides, or between groups.
+
+    In % of the test images, beside the baseline's (in brackets; its first seed) by the same groups.
+    Empty without a tree and a baseline.
+    """
+    lines = [["mistakes, % (baseline's)", "within a group", "between groups"]]
+    trees = [row for row in ROWS if row in found and _is_tree(row)]
+    if not trees or "baseline" not in found:
+        return ""
+    whole = np.array(found["baseline"][0]["confusion_matrix"])
+    for row in trees:
+        ours, baselines = [], []
+        for result in found[row]:
+            groups = result["group_classes"]
+            ours.append(class_groups.mistakes(np.array(result["confusion_matrix"]), groups))
+            baselines.append(class_groups.mistakes(whole, groups))
+        shares = 100 * np.mean([ours, baselines], axis=1) / whole.sum()
+        lines.append([row, *(f"{share:.2f} ({base:.2f})" for share, base in shares.T)])
+    return utils.markdown_table(lines)
+
+
 def _equal_counts(result: dict) -> tuple[int, int] | None:
     """Weights and FLOPs of equal groups for a tree's result."""
     groups = tuple(map(int, result["groups"].split("-")))
@@ -205,17 +229,19 @@ def _equal_counts(result: dict) -> tuple[int, int] | None:
 
 
 def page(found: dict[str, list[dict]]) -> str:
-    """Both tables and what they were measured on."""
+    """The tables and what they were measured on."""
     first = next(iter(found.values()))[0]
     hardware = sorted({result["hardware"] for of_row in found.values() for result in of_row})
     note = "" if first["dataset"] == "cifar100" else f" **on the {first['dataset']} data set**"
     network = found.get("baseline", found.get("deep_2-2-2", [first]))[0]["network"]
-    return "\n\n".join([
+    parts = [
         f"{network}, preset `{first['preset']}`{note}, {first['num_examples']:,} test images; "
         f"evaluated on {'; '.join(hardware)}. The paper's numbers are of WRN-16-8.",
         table_1(found),
         table_2(found),
-    ])  # fmt: skip
+        mistakes_table(found),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 # ---------------------------------------------------------------- results/ and the README

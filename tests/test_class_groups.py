@@ -118,6 +118,13 @@ def test_a_baseline_is_cut_into_given_groups(kind, data_dir, tmp_path):
         assert result["group_classes"] == [group.tolist() for group in expected]
 
 
+def test_mistakes_within_and_between_groups():
+    confusion = np.array([[9, 1, 0, 2], [3, 9, 4, 0], [0, 0, 9, 5], [6, 0, 7, 9]])
+    assert class_groups.mistakes(confusion, [[0, 1], [2, 3]]) == (1 + 3 + 5 + 7, 2 + 4 + 6)
+    assert class_groups.mistakes(confusion, [[0, 2], [3, 1]]) == (0, 28)
+    assert class_groups.mistakes(confusion, [[3, 0, 2, 1]]) == (28, 0)
+
+
 def test_what_is_refused(data_dir, tmp_path):
     split = {"basemodel": tmp_path, "groups": "random"}
     fails("train.py", *train_flags("split", tmp_path / "r", data_dir, **split), status=2,

@@ -117,6 +117,21 @@ def test_several_seeds(made, tmp_path):
         table.find_results(str(tmp_path))
 
 
+def test_where_the_mistakes_are(tmp_path):
+    """Each tree's beside the baseline's by the tree's groups, averaged over the tree's seeds."""
+    whole = {"confusion_matrix": [[6, 4, 0], [1, 9, 0], [2, 0, 8]]}
+    tree = {"confusion_matrix": [[9, 0, 1], [0, 9, 1], [0, 5, 5]], "group_classes": [[0, 1], [2]]}
+    other = tree | {"group_classes": [[0], [1, 2]]}
+    found = {"baseline": [whole], "deep_2-2-2": [tree, other], "fc_1-1-4-S": [tree]}
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]]
+             for line in table.mistakes_table(found).splitlines()[2:]]  # fmt: skip
+    # Of 30 images: within 0 and 6 (baseline 5 and 0), between 7 and 1 (2 and 7); of the first only.
+    assert lines == [["fc_1-1-4-S", "0.00 (16.67)", "23.33 (6.67)"],
+                     ["deep_2-2-2", "10.00 (8.33)", "13.33 (15.00)"]]  # fmt: skip
+    assert table.mistakes_table({"baseline": [whole]}) == ""
+    assert table.mistakes_table({"deep_2-2-2": [tree]}) == ""
+
+
 def test_only_a_rows_last_stage_counts(made, tmp_path):
     """Not its grouped network, not the baseline that others share."""
     run = tmp_path / "deep_2-2-2" / "split"
