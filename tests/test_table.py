@@ -117,7 +117,7 @@ def test_several_seeds(made, tmp_path):
         table.find_results(str(tmp_path))
 
 
-def test_where_the_mistakes_are(tmp_path):
+def test_where_the_mistakes_are():
     """Each tree's beside the baseline's by the tree's groups, averaged over the tree's seeds."""
     whole = {"confusion_matrix": [[6, 4, 0], [1, 9, 0], [2, 0, 8]]}
     tree = {"confusion_matrix": [[9, 0, 1], [0, 9, 1], [0, 5, 5]], "group_classes": [[0, 1], [2]]}
