@@ -222,13 +222,13 @@ def regularizers(net, weighted: bool = True, equal_growth: bool = False) -> dict
         net: a `resnet.ResNet`.
         weighted: combine the layers' R_W weighted by their own values (no gradient through the
             weights), so that the least separated layers are pushed most; else their mean.
-        equal_growth: let R_D of an indicator of G groups count G - 1 times, for which see
-            `growth_rate`.
+        equal_growth: let R_D of an indicator of G groups count G (G - 1) / 2 times, once for each
+            pair of groups; see `growth_rate`.
 
     Returns:
         `overlap` (R_D), `weight_split` (R_W) and `uniform` (R_E): each is 1 for uniform indicators
-        on newly drawn weights (R_D the mean of G - 1 with `equal_growth`), and all are 0 where
-        nothing is split.
+        on newly drawn weights (R_D the mean number of pairs with `equal_growth`), and all are 0
+        where nothing is split.
     """
     terms = regularizer_terms(net)
     if not terms["overlap"]:
@@ -236,7 +236,8 @@ def regularizers(net, weighted: bool = True, equal_growth: bool = False) -> dict
     if equal_growth:
         numbers = [alpha.shape[0] for name, alpha in net.alphas.items() if name != "p1"]
         terms["overlap"] = [
-            (number - 1) * value for number, value in zip(numbers, terms["overlap"], strict=True)
+            number * (number - 1) / 2 * value
+            for number, value in zip(numbers, terms["overlap"], strict=True)
         ]
     means = {name: tf.reduce_mean(tf.stack(values)) for name, values in terms.items()}
     if weighted:
@@ -253,7 +254,9 @@ def growth_rate(num_groups: int) -> float:
 
     Near uniform, R_D drives a deviation of alpha apart by 1 / (G (G - 1)) and R_W holds it back by
     1 / G, up to factors that do not depend on G. So for many groups R_W wins and they do not form,
-    unless R_D counts G - 1 times (`regularizers`); then both fall as 1 / G.
+    unless R_D counts more. G - 1 times would keep the balance of two groups, and this rate the
+    speed; but G groups need G - 1 directions of growth, and R_W holds the weaker ones back more.
+    So R_D counts the pairs, G (G - 1) / 2 (`regularizers`), with which four form where two do.
     """
     return num_groups / 2
 

@@ -88,7 +88,7 @@ def _flag_table() -> list[tuple]:
         ("keep", count, 3, STAGES, "newest checkpoints to keep, besides the best"),
         ("group_lr_scale", positive, 1.0, grouped, "factor of the alphas' learning rate"),
         ("group_equal_growth", utils.boolean, False, grouped,
-         "more overlap and a higher rate for more than two groups, which form as fast as two then"),
+         "more overlap and a higher rate for more than two groups, so that they form as well"),
         ("devices", str, "", STAGES, "share each batch out over devices, such as /GPU:0,/GPU:1"),
         ("jit_compile", utils.boolean, False, STAGES, "compile the step with XLA, on one device"),
         ("preset", str, "", STAGES, "name of this set of flags, for result.json"),
