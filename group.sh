@@ -19,7 +19,7 @@ paper)
     ;;
 cpu)
     # Next to R_D and R_E, at 0.4 of their gammas, the weights have 2.5 times the say in what groups
-    # mean; the alphas' rate makes up for the speed. Groups are sharp after 9 epochs (2-4-4: 11);
+    # mean; the alphas' rate makes up for the speed. Groups are sharp after 8 epochs (2-4-4: 10);
     # then gamma2 empties what the cut removes.
     K=2 STEPS=7000 LR_STEP_EPOCH=13 INTERVAL=500
     DROPOUT_KEEP_PROB=1.0 GAMMA1=0.4 GAMMA2=1.0 GAMMA3=4.0 GAMMA2_STEP_EPOCH=10
