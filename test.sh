@@ -11,5 +11,4 @@ cd "$HERE"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 .venv/bin/shellcheck ./*.sh .ci/run
-# Two files at a time: most of a test is TensorFlow's start, on one core.
-"$PYTHON" -m pytest -q --durations=10 -n 2 --dist loadfile "$@"
+"$PYTHON" -m pytest -q --durations=10 "$@"
