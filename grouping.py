@@ -250,13 +250,13 @@ def regularizers(net, weighted: bool = True, equal_growth: bool = False) -> dict
 
 
 def growth_rate(num_groups: int) -> float:
-    """Factor of an indicator's learning rate with which G groups form as fast as two.
+    """Factor of the learning rate of an indicator of G groups, 1 for two, to let them form in time.
 
     Near uniform, R_D drives a deviation of alpha apart by 1 / (G (G - 1)) and R_W holds it back by
     1 / G, up to factors that do not depend on G. So for many groups R_W wins and they do not form,
-    unless R_D counts more. G - 1 times would keep the balance of two groups, and this rate the
-    speed; but G groups need G - 1 directions of growth, and R_W holds the weaker ones back more.
-    So R_D counts the pairs, G (G - 1) / 2 (`regularizers`), with which four form where two do.
+    unless R_D counts more. G - 1 times keeps the balance of two groups, and this rate the speed,
+    but was not enough for four beside a strong R_W (README, what governs convergence). So R_D
+    counts the pairs, G (G - 1) / 2 (`regularizers`): its pull is G / 2 times that on two groups.
     """
     return num_groups / 2
 
