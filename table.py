@@ -199,14 +199,14 @@ def table_2(found: dict[str, list[dict]]) -> str:
 def mistakes_table(found: dict[str, list[dict]]) -> str:
     """Where trees go wrong: within a group, which one branch decides, or between groups.
 
-    In % of the test images, beside the baseline's (in brackets; its first seed) by the same groups.
-    Empty without a tree and a baseline.
+    In % of the test images, beside the baseline's (in brackets) by the same groups; each the mean
+    over its seeds. Empty without a tree and a baseline.
     """
     lines = [["mistakes, % (baseline's)", "within a group", "between groups"]]
     trees = [row for row in ROWS if row in found and _is_tree(row)]
     if not trees or "baseline" not in found:
         return ""
-    whole = np.array(found["baseline"][0]["confusion_matrix"])
+    whole = np.mean([result["confusion_matrix"] for result in found["baseline"]], axis=0)
     for row in trees:
         ours, baselines = [], []
         for result in found[row]:

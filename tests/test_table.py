@@ -118,7 +118,7 @@ def test_several_seeds(made, tmp_path):
 
 
 def test_where_the_mistakes_are():
-    """Each tree's beside the baseline's by the tree's groups, averaged over the tree's seeds."""
+    """Each tree's beside the baseline's by the tree's groups, averaged over their seeds."""
     whole = {"confusion_matrix": [[6, 4, 0], [1, 9, 0], [2, 0, 8]]}
     tree = {"confusion_matrix": [[9, 0, 1], [0, 9, 1], [0, 5, 5]], "group_classes": [[0, 1], [2]]}
     other = tree | {"group_classes": [[0], [1, 2]]}
@@ -128,6 +128,10 @@ def test_where_the_mistakes_are():
     # Of 30 images: within 0 and 6 (baseline 5 and 0), between 7 and 1 (2 and 7); of the first only.
     assert lines == [["fc_1-1-4-S", "0.00 (16.67)", "23.33 (6.67)"],
                      ["deep_2-2-2", "10.00 (8.33)", "13.33 (15.00)"]]  # fmt: skip
+    # Of two baselines the mean.
+    better = {"confusion_matrix": [[8, 2, 0], [1, 9, 0], [0, 0, 10]]}
+    both = table.mistakes_table({"baseline": [whole, better], "deep_2-2-2": [tree]})
+    assert "0.00 (13.33)" in both and "23.33 (3.33)" in both
     assert table.mistakes_table({"baseline": [whole]}) == ""
     assert table.mistakes_table({"deep_2-2-2": [tree]}) == ""
 
