@@ -119,15 +119,18 @@ class Contender:
         self._process.start()
         theirs.close()
         try:
-            self.about = self._receive()
+            self.about = self._ask()
         except BaseException:
             self.__exit__()
             raise
 
-    def _receive(self):
+    def _ask(self, word: str = ""):
+        """Its answer to a word; without one, what it says when it is ready."""
         try:
+            if word:
+                self._pipe.send(word)
             answer = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             raise ValueError(
                 f"a measured process ended with status {self._process.exitcode}: out of memory? "
@@ -139,13 +142,11 @@ class Contender:
 
     def seconds(self) -> float:
         """Time of one step."""
-        self._pipe.send("step")
-        return self._receive()
+        return self._ask("step")
 
     def told(self) -> dict:
         """What there is to tell by now: `about`, and the peak memory in bytes."""
-        self._pipe.send("tell")
-        return self._receive()
+        return self._ask("tell")
 
     def __enter__(self) -> Contender:
         return self
@@ -255,7 +256,9 @@ def parallel(flags: argparse.Namespace) -> Iterator[dict]:
     rows = [(row, (flags.k, groups), *others) for row, groups, *others in ROWS]
     if flags.checkpoint:
         path = _tree_checkpoint(flags)
-        rows += [("Given", path, *others) for row, _, *others in ROWS if row == "Deep"]
+        rows += [
+            ("Given", path, number, how, None) for row, _, number, how, _ in ROWS if row == "Deep"
+        ]
 
     def contender(net, number, how, precision):
         used = devices[:number]
@@ -391,7 +394,8 @@ def _made_up_batches(batch_size: int):
 
 def make_pipeline(batch_size, batches_per_step):
     """Nothing but batches, on one core."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if hasattr(os, "sched_setaffinity"):  # not on macOS, where it may take more
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     batches = _made_up_batches(batch_size)
 
     def step():
@@ -505,7 +509,7 @@ def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
     utils.check_file(flags.output_file, "output_file")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # contenders share the GPUs
-    name, cores = f"WRN-16-{flags.k:g}", len(os.sched_getaffinity(0))
+    name, cores = f"WRN-16-{flags.k:g}", utils.num_cores()
     print(f"{name} on {utils.hardware()}; medians of {flags.repeats} turns\n", flush=True)
     results = {"hardware": utils.hardware(), "versions": utils.versions()}
     results |= {"parallel": [], "training": [], "pipeline": {}, "peers": []}

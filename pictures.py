@@ -222,10 +222,10 @@ def tree(net: resnet.SplitResNet, data: dict, words: int = 6) -> Figure:
 
 
 def _depth(branch: resnet.Branch) -> int:
-    return 1 + max((_depth(b) for b in branch.branches), default=-1) if branch.branches else 0
+    return 1 + max(map(_depth, branch.branches)) if branch.branches else 0
 
 
 def _stages(branch: resnet.Branch) -> str:
     """The stages of a branch, such as `unit_3, logits`."""
     levels = [f"unit_{level}" for level in range(branch.first_level, branch.last_level + 1)]
-    return ", ".join(levels + ([] if branch.num_branches else ["logits"])) or "fork"
+    return ", ".join(levels + ([] if branch.num_branches else ["logits"]))

@@ -23,6 +23,7 @@ import numpy as np
 
 import cifar100
 import class_groups
+import evaluation
 import grouping
 import pictures
 import resnet
@@ -57,9 +58,14 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 def summary(results: dict[str, dict], data: dict) -> str:
     """One page of text from the three results of `read_results` and the data set's description."""
     grouped, cut, tree = (results[name] for name in NAMES)
-    one = len({r["dataset"] for r in results.values()}) == 1 and grouped["split"] == cut["split"]
-    if not cut["masked"] or grouped["masked"] or not one:
-        raise ValueError("the results are not of one pipeline: run eval.py again for each")
+    alike = [("dataset", NAMES), ("network", NAMES), ("groups", NAMES), ("group_classes", NAMES),
+             ("split", NAMES[:2]), ("step", NAMES[:2])]  # fmt: skip
+    differing = [
+        key for key, names in alike if any(results[n][key] != results[names[0]][key] for n in names)
+    ]
+    if differing or not cut["masked"] or grouped["masked"]:
+        what = f" ({', '.join(differing)} differ)" if differing else ""
+        raise ValueError(f"the results are not of one pipeline{what}: run eval.py again for each")
     note = " (SYNTHETIC images, not CIFAR-100)" if tree["dataset"] == "synthetic" else ""
     groups = tree["group_classes"]
     lines = [
@@ -115,11 +121,18 @@ def read_results(run: str) -> dict[str, dict]:
 # ---------------------------------------------------------------- the page
 
 
-def read_network(run: str):
-    """The network of a run's newest checkpoint; None if it has none."""
+def read_network(run: str, data: dict, data_dir: str):
+    """The network of a run's newest checkpoint; None if it has none.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or of another data set than the one in `data_dir`.
+    """
     if not utils.checkpoint_steps(run):
         return None
-    return resnet.from_checkpoint(utils.read_checkpoint(utils.find_checkpoint(run)))[0]
+    path = utils.find_checkpoint(run)
+    net, description = evaluation.load_network(path, utils.read_checkpoint(path))
+    evaluation.check_dataset(path, description, data, data_dir, split="test")
+    return net
 
 
 def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, str, object]]:
@@ -128,7 +141,8 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
     stages = [stage for stage in stages if os.path.isdir(stage)] or [run]
     tree, evaluated = None, None
     for stage in stages:
-        name, metrics, net = os.path.basename(stage), utils.read_metrics(stage), read_network(stage)
+        name, metrics = os.path.basename(os.path.abspath(stage)), utils.read_metrics(stage)
+        net = read_network(stage, data, data_dir)
         if any("loss" in record for record in metrics):
             text = "Grey lines mark where the learning rate drops."
             yield f"{name}_curves", f"Learning: {name}", text, pictures.learning_curves(metrics)
@@ -147,7 +161,9 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
         if isinstance(net, resnet.SplitResNet):
             tree = net
         result = os.path.join(stage, "eval", "result.json")
-        evaluated = utils.read_json(result) if os.path.exists(result) else evaluated
+        if os.path.exists(result):
+            evaluated = utils.read_json(result)
+            evaluation.check_dataset(result, evaluated, data, data_dir, split="test")
     if tree is not None:
         text = (
             "Each box is a branch with its own weights; behind a leaf, the classes it tells apart."
@@ -241,7 +257,8 @@ def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
     if not os.path.isdir(flags.run):
         raise ValueError(f"there is no run {flags.run}: name the folder of a run or a pipeline")
-    utils.check_folder(flags.run, "run")
+    if not os.access(flags.run, os.W_OK):
+        raise ValueError(f"{flags.run} is read-only, and the report is written into it: copy it")
     data = cifar100.describe(flags.data_dir)
     words = ""
     if os.path.isdir(os.path.join(flags.run, "group")):

@@ -59,6 +59,7 @@ class NetworkConfig:
                 "num_residual_units must be a whole number from 1 up, got "
                 f"{self.num_residual_units}"
             )
+        object.__setattr__(self, "num_residual_units", int(self.num_residual_units))
         if self.k <= 0 or 16 * self.k != int(16 * self.k):
             raise ValueError(
                 f"k must be positive and 16 * k a whole number of filters, got {self.k}"

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 
 import utils  # isort: skip, it quiets TensorFlow's start
+import numpy as np
 
 import cifar100
 import class_groups
@@ -21,7 +23,11 @@ import resnet
 
 
 def network_to_go_on(path: str, tensors, flags: argparse.Namespace, about: dict):
-    """The network of a checkpoint of the same stage, whose whole state is to be restored."""
+    """The network of a checkpoint of the same stage, whose whole state is to be restored.
+
+    Returns:
+        The network, and what its run's start says of it (`find`).
+    """
     if "description" not in tensors:
         raise ValueError(
             f"{path} is a TensorFlow 1 checkpoint: start from its weights with --basemodel"
@@ -39,28 +45,51 @@ def network_to_go_on(path: str, tensors, flags: argparse.Namespace, about: dict)
         )
     _check_network(path, net.config, flags, also=("bn_no_scale",))
     evaluation.check_dataset(path, description, about, flags.data_dir)
-    return net
+    groups = description.get("class_groups", "" if flags.stage == "baseline" else "learned")
+    _check_given(path, groups, description.get("seed"), flags)
+    return net, {
+        "class_groups": groups,
+        "basemodel_sha256": description.get("basemodel_sha256"),
+    }
+
+
+def _check_given(path: str, groups: str, seed: int, flags: argparse.Namespace) -> None:
+    """Raise ValueError where a checkpoint's class groups are not those that --groups gives."""
+    wanted, there = flags.groups, groups
+    if wanted == there == "random":
+        wanted, there = f"random --seed {flags.seed}", f"random --seed {seed}"
+    if wanted and wanted != there:
+        raise ValueError(
+            f"{path} is of groups {there}, not {wanted}: name another --train_dir for these"
+        )
 
 
 def network_from_weights(path: str, flags: argparse.Namespace, about: dict):
-    """The network of a new run from other weights: of the same kind, or a grouped one, cut."""
+    """The network of a new run from other weights: of the same kind, or a grouped one, cut.
+
+    Returns:
+        The network, and who made its class groups: learned, one of `class_groups.KINDS`, or empty.
+    """
     changes = {name: getattr(flags, name) for name in ("dropout_keep_prob", "bn_no_scale")}
     base, description = evaluation.load_network(path, utils.read_checkpoint(path), **changes)
     evaluation.check_dataset(path, description, about, flags.data_dir)
     grouped = max(base.config.groups) > 1
     if flags.stage == "split" and flags.groups:
-        return _cut_as_given(path, base, flags)
+        return _cut_as_given(path, base, flags), flags.groups
     if flags.stage == "split":
         _check_network(path, base.config, flags)
         if not grouped:
             raise ValueError(
                 f"{path} has no groups to cut: run --stage group first, or give some with --groups"
             )
-        return resnet.split(base) if isinstance(base, resnet.ResNet) else base
+        if isinstance(base, resnet.ResNet):
+            return resnet.split(base), "learned"
+        return base, description.get("class_groups", "learned")
     if not isinstance(base, resnet.ResNet):
         raise ValueError(f"{path} is a tree already: only stage split goes on from it")
     _check_network(path, base.config, flags, groups=grouped)
-    return _with_weights_of(base, network_config(flags), flags.seed)
+    net = _with_weights_of(base, network_config(flags), flags.seed)
+    return net, "learned" if flags.stage == "group" else ""
 
 
 def _with_weights_of(base: resnet.ResNet, config: resnet.NetworkConfig, seed: int) -> resnet.ResNet:
@@ -118,8 +147,45 @@ def _check_network(path, config, flags, groups=True, also=()) -> None:
         )
 
 
+def weights_sha256(path: str) -> str:
+    """Of a checkpoint's weights and statistics: the same wherever these are, with an optimizer or
+    without."""
+    tensors = utils.read_checkpoint(path)
+    names = [name for name in sorted(tensors) if name.startswith("net/")] or sorted(tensors)
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name} {tensors[name].shape} ".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _check_basemodel(flags: argparse.Namespace, sha256: str | None) -> None:
+    """Raise ValueError if --basemodel holds other weights by now than a run was started from.
+
+    Args:
+        sha256: of those weights; empty if there were none, None of a run that does not know.
+    """
+    if not flags.basemodel or flags.checkpoint or sha256 is None:
+        return
+    try:
+        path = utils.find_checkpoint(flags.basemodel)
+        same = weights_sha256(path) == sha256
+    except ValueError:
+        return  # it is gone: nothing needs it any more
+    if not same:
+        raise ValueError(
+            f"{flags.train_dir} was not started from what {path} holds now: name another "
+            f"--train_dir to start from it, or --checkpoint {flags.train_dir} to go on without it"
+        )
+
+
 def find(flags: argparse.Namespace, run: utils.Run, about: dict):
-    """The network, and the checkpoint whose state is to be restored if there is one; prints which.
+    """What a run starts from; prints it.
+
+    Returns:
+        The network; the checkpoint whose state is to be restored, None if there is none; and what
+        the start says of the run from then on: `class_groups` (`network_from_weights`) and
+        `basemodel_sha256` (`weights_sha256` of --basemodel, empty without).
 
     Raises:
         ValueError: it does not fit the flags, or no checkpoint of the run can be read.
@@ -135,7 +201,9 @@ def find(flags: argparse.Namespace, run: utils.Run, about: dict):
             print(f"ignoring it: {error}")
             continue
         print(f"going on from {path}, step {step}")
-        return network_to_go_on(path, tensors, flags, about), path
+        net, origin = network_to_go_on(path, tensors, flags, about)
+        _check_basemodel(flags, origin["basemodel_sha256"])
+        return net, path, origin
     if steps:
         raise ValueError(
             f"none of the {len(steps)} checkpoints in {flags.train_dir} can be read: remove them "
@@ -144,13 +212,17 @@ def find(flags: argparse.Namespace, run: utils.Run, about: dict):
     if flags.checkpoint:
         path = utils.find_checkpoint(flags.checkpoint)
         print(f"going on from {path} (--checkpoint)")
-        return network_to_go_on(path, utils.read_checkpoint(path), flags, about), path
+        net, origin = network_to_go_on(path, utils.read_checkpoint(path), flags, about)
+        return net, path, origin
     if flags.basemodel:
         path = utils.find_checkpoint(flags.basemodel)
         print(f"starting from the weights of {path} (--basemodel)")
-        return network_from_weights(path, flags, about), None
+        net, groups = network_from_weights(path, flags, about)
+        return net, None, {"class_groups": groups, "basemodel_sha256": weights_sha256(path)}
     print(f"starting from new weights, seed {flags.seed}")
-    return resnet.ResNet(network_config(flags), flags.seed), None
+    groups = "learned" if flags.stage == "group" else ""
+    net = resnet.ResNet(network_config(flags), flags.seed)
+    return net, None, {"class_groups": groups, "basemodel_sha256": ""}
 
 
 # ---------------------------------------------------------------- flags of its last start
@@ -160,11 +232,13 @@ def complete_result(flags: argparse.Namespace, dataset: str) -> dict | None:
     """What result.json says of a run that has done all its steps already; None of any other.
 
     Raises:
-        ValueError: it did them with other flags, so that it is not what is asked for.
+        ValueError: it did them with other flags or from other weights, so that it is not what is
+            asked for.
     """
     if utils.checkpoint_steps(flags.train_dir)[-1:] != [flags.max_steps]:
         return None
     try:
+        utils.read_checkpoint(utils.find_checkpoint(flags.train_dir))
         result, config = (
             utils.read_json(os.path.join(flags.train_dir, name))
             for name in ("result.json", "config.json")
@@ -179,6 +253,7 @@ def complete_result(flags: argparse.Namespace, dataset: str) -> dict | None:
             f"{flags.train_dir} is complete, and was trained with other flags "
             f"({'; '.join(changes)}): name another --train_dir"
         )
+    _check_basemodel(flags, result.get("basemodel_sha256"))
     return result
 
 
@@ -188,11 +263,20 @@ def _changed_flags(config: dict, flags: argparse.Namespace) -> list[str]:
         "train_dir", "data_dir", "basemodel", "checkpoint", "preset", "keep", "display",
         "val_interval", "checkpoint_interval", "group_summary_interval",
     )  # fmt: skip
-    before = config.get("flags", {})
+    # Left out in stage split, these are the base network's.
+    of_network = {"k": "k", "num_residual_units": "num_residual_units", "ngroups": "groups"}
+    given = json.loads(json.dumps(vars(flags)))
+    before, network = config.get("flags", {}), config.get("network", {})
+    for name, attribute in of_network.items():
+        before[name] = network.get(attribute, given[name])
+        given[name] = before[name] if given[name] is None else given[name]
+    shown = {"ngroups": "ngroups3, 2, 1"}
     return [
-        f"--{name} {before[name]} -> {value}"
-        for name, value in json.loads(json.dumps(vars(flags))).items()
-        if name not in same_numbers and name in before and before[name] != value
+        f"--{shown.get(name, name)} {before[name]} -> {value}"
+        for name, value in given.items()
+        if name not in (*same_numbers, "ngroups1", "ngroups2", "ngroups3")
+        and name in before
+        and before[name] != value
     ]
 
 

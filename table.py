@@ -278,10 +278,13 @@ def publish(folder: str, found: dict[str, list[dict]]) -> list[str]:
                 picture = os.path.join(os.path.dirname(run), "report", name)
                 if os.path.exists(picture):
                     shutil.copy(picture, target)
+                elif os.path.exists(os.path.join(target, name)):  # of other groups
+                    os.remove(os.path.join(target, name))
             folders.append(target)
             if row in PRETRAINED_ROWS and seed == 0:
                 weights = os.path.join(PRETRAINED, row)
                 checkpoint = os.path.join(run, os.path.basename(result["checkpoint"]))
+                shutil.rmtree(f"{weights}.new", ignore_errors=True)
                 evaluation.export_weights(checkpoint, f"{weights}.new")
                 shutil.rmtree(weights, ignore_errors=True)
                 os.rename(f"{weights}.new", weights)

@@ -545,26 +545,27 @@ def main(argv: Sequence[str]) -> int:
         "stage": flags.stage,
         "seed": flags.seed,
         "preset": flags.preset,
-        "class_groups": flags.groups or "learned" if flags.stage != "baseline" else "",
         "dataset": dataset["dataset"],
         "indices_sha256": dataset.get("indices_sha256", ""),
     }
     try:
         return _run(flags, data, about, strategy, interruption)
-    except tf.errors.OpError:
+    except tf.errors.OpError as error:
         if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise
+        reason = str(error).partition("\n")[0]
         raise ValueError(
             "lost another worker, which may say why: start all workers again, they go on from the "
-            "newest checkpoint"
-        ) from None
+            f"newest checkpoint (TensorFlow: {reason})"
+        ) from error
 
 
 def _run(flags, data, about, strategy, interruption) -> int:
     """A run from its start to its end or interruption; returns the exit status."""
     kind = utils.Run if placement.is_chief(strategy) else utils.Follower
     with kind(flags.train_dir, flags.keep) as run:
-        net, path = start.find(flags, run, about)
+        net, path, origin = start.find(flags, run, about)
+        about = about | origin
         trainer = Trainer(net, objective(flags), about, strategy, flags.jit_compile)
         if path:
             trainer.restore(path)

@@ -129,8 +129,8 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
 
 @contextlib.contextmanager
 def atomic_write(path: str, mode: str = "w") -> Iterator:
-    """Open a file that appears whole under its name or not at all."""
-    temporary = f"{path}.part"
+    """Open a file that appears whole under its name or not at all, whoever else writes it."""
+    temporary = f"{path}.{os.getpid()}.part"
     encoding = None if "b" in mode else "utf-8"
     try:
         with open(temporary, mode, encoding=encoding) as file:
@@ -224,12 +224,19 @@ def git_revision() -> str:
         return ""
 
 
+def num_cores() -> int:
+    """Cores that this process may use; where the system does not tell, those of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def hardware() -> str:
     """The processor, its cores and the GPUs, for a table's caption."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         name = re.search(r"model name\s*: (.*)", file.read() + "\nmodel name: " + name).group(1)
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     parts = [f"{name}, {cores} core{'s' if cores > 1 else ''}"]
     for gpu in tf.config.list_physical_devices("GPU"):
         parts.append(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU"))

@@ -124,6 +124,7 @@ def test_a_given_tree_has_rows_of_its_own(monkeypatch, tmp_path):
     assert status == 0, error
     rows = utils.read_json(tmp_path / "b.json")["parallel"]
     assert [(r["row"], r["placement"]) for r in rows][2:] == [("Given", "hybrid")]
+    assert rows[2]["paper_speedup"] is None
 
 
 def test_a_contender_that_fails_says_why(tmp_path):

@@ -116,6 +116,17 @@ def test_a_baseline_is_cut_into_given_groups(kind, data_dir, tmp_path):
     if kind == "random":
         expected = class_groups.random(4, 100, seed=3)
         assert result["group_classes"] == [group.tolist() for group in expected]
+        other = train_flags("split", tmp_path / kind, data_dir, max_steps=6, seed=4, **flags)
+        fails("train.py", *other, says="is of groups random --seed 3, not random --seed 4")
+    # Whose groups they are does not change with the flags of a later start.
+    others = flags | {"groups": "semantic" if kind == "random" else "random"}
+    other = train_flags("split", tmp_path / kind, data_dir, max_steps=6, seed=3, **others)
+    fails("train.py", *other, says=f"is of groups {kind}")
+    for base, to in ((flags["basemodel"], tmp_path / kind), (tmp_path / kind, tmp_path / "on")):
+        on = train_flags("split", to, data_dir, max_steps=6, seed=3, basemodel=base)
+        status, _, error = inside("train.py", *on)
+        assert status == 0, error
+        assert utils.read_json(to / "result.json")["class_groups"] == kind
 
 
 def test_mistakes_within_and_between_groups():

@@ -1,6 +1,7 @@
 """Counting predictions, and checkpoints of weights alone."""
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -23,6 +24,19 @@ def test_every_image_counts_once(data_dir):
     other = evaluation.evaluate(predict, pictures, labels, 7)
     np.testing.assert_array_equal(found.confusion, other.confusion)
     assert found.cross_entropy == pytest.approx(other.cross_entropy, rel=1e-4)
+
+
+def test_seconds_are_of_whole_batches_after_the_first(data_dir):
+    pictures, labels = cifar100.load(data_dir, "test")  # 230
+
+    def slow_where_xla_compiles(batch, targets):
+        first, slow_where_xla_compiles.last = slow_where_xla_compiles.last, len(batch)
+        time.sleep(0.5 if first != len(batch) else 0)
+        return tf.zeros(len(batch), tf.int64), tf.constant(0.0)
+
+    slow_where_xla_compiles.last = 0
+    found = evaluation.evaluate(slow_where_xla_compiles, pictures, labels, 100)
+    assert 0 < found.seconds_per_image < 0.5 / 100
 
 
 @pytest.mark.parametrize("kind", ["dense", "tree"])

@@ -185,6 +185,17 @@ def test_pipeline_with_flags_that_override(tmp_path, data_dir):
     assert 'src="http' not in page and "SYNTHETIC" in page and "deviations above chance" in page
     cut = utils.read_json(runs / "group" / "eval_mask" / "result.json")
     assert np.trace(cut["confusion_matrix"]) == cut["correct"]
+    # Neither with another data set nor with what is not of one pipeline.
+    photos = tmp_path / "photos"
+    shutil.copytree(data_dir, photos)
+    description = utils.read_json(photos / "split.json")
+    utils.write_json(photos / "split.json", description | {"dataset": "cifar100"})
+    fails("report.py", runs, "--data_dir", photos, says="was trained on synthetic")
+    tree["group_classes"].reverse()
+    utils.write_json(runs / "split" / "eval" / "result.json", tree)
+    status, out, error = inside("report.py", runs, "--data_dir", data_dir)
+    assert status == 0, error
+    assert "No summary: the results are not of one pipeline (group_classes differ)" in out
 
 
 def test_reports_of_what_is_not_there(tmp_path, data_dir):

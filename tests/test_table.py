@@ -99,6 +99,10 @@ def test_tables_and_report_of_the_rows(made, tmp_path, monkeypatch):
         old = utils.read_json(tmp_path / "results" / row / "result.json")
         for name in ("correct", "accuracy", "weights", "flops", "group_classes", "seed"):
             assert again[name] == old[name]
+    # Pictures of other groups do not stay.
+    (tmp_path / "results" / "fc_1-1-4" / "superclasses.png").write_bytes(b"old")
+    assert inside("table.py", made, "--publish")[0] == 0
+    assert not (tmp_path / "results" / "fc_1-1-4" / "superclasses.png").exists()
     # From what was published the same comes out, to the last digit.
     status, again, error = inside("table.py", "--write", "README.md")
     assert status == 0, error

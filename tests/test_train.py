@@ -189,6 +189,42 @@ def test_complete_run_is_left_as_it_is(runs, data_dir):
     assert before == [(file.read_text(), file.stat().st_mtime_ns) for file in files]
 
 
+def test_complete_run_of_the_network_that_flags_repeat(runs, data_dir):
+    flags = {"basemodel": runs["group"], "dropout_keep_prob": 0.9}
+    same = {"k": 1, "num_residual_units": 1, "ngroups1": 4, "ngroups2": 4, "ngroups3": 2}
+    assert "was complete before" in run("split", runs["split"], data_dir, **flags, **same)
+    other = flags | same | {"ngroups1": 8}
+    says = "(--ngroups3, 2, 1 [2, 4, 4] -> [2, 4, 8])"
+    refused("split", runs["split"], data_dir, says, **other)
+
+
+def test_a_base_model_that_has_changed(runs, data_dir, tmp_path):
+    """Going on, or leaving a complete run as it is, must not pass for starting from it."""
+    base, tree = str(tmp_path / "group"), str(shutil.copytree(runs["split"], tmp_path / "split"))
+    shutil.copytree(runs["group"], base)
+    flags = {"basemodel": base, "dropout_keep_prob": 0.9}
+    assert "was complete before" in run("split", tree, data_dir, **flags)
+    run("group", base, data_dir, bn_no_scale=True, max_steps=7, **GROUPED)
+    for steps in (6, 7):
+        says = [f"not started from what {base}/model.ckpt-7 holds now", "another --train_dir"]
+        refused("split", tree, data_dir, says, **flags, max_steps=steps)
+    older = flags | {"basemodel": f"{base}/model.ckpt-6"}
+    assert "was complete before" in run("split", tree, data_dir, **older)
+    assert "step 7/7" in run("split", tree, data_dir, **flags, checkpoint=tree, max_steps=7)
+    shutil.rmtree(base)
+    assert "step 8/8" in run("split", tree, data_dir, **flags, max_steps=8)
+
+
+def test_complete_run_whose_checkpoint_is_damaged(runs, data_dir, tmp_path):
+    copy = shutil.copytree(runs["baseline"], tmp_path / "copy")
+    whole = utils.read_checkpoint(utils.find_checkpoint(str(copy)))
+    os.truncate(copy / "model.ckpt-6.data-00000-of-00001", 100)
+    out = run("baseline", str(copy), data_dir, lr_step_epoch="0.2,0.3")
+    assert "model.ckpt-6 is torn" in out and "model.ckpt-4, step 4" in out
+    again = utils.read_checkpoint(utils.find_checkpoint(str(copy)))
+    np.testing.assert_array_equal(again["net/logits/fc/weights"], whole["net/logits/fc/weights"])
+
+
 def test_grouping_starts_from_the_baselines_weights(runs):
     baseline = utils.read_checkpoint(utils.find_checkpoint(runs["baseline"]))
     flags = train.parse_flags(train_flags(
@@ -196,7 +232,8 @@ def test_grouping_starts_from_the_baselines_weights(runs):
     ))  # fmt: skip
     path = utils.find_checkpoint(runs["baseline"])
     about = {"dataset": "synthetic", "indices_sha256": ""}
-    net = start.network_from_weights(path, flags, about)
+    net, groups = start.network_from_weights(path, flags, about)
+    assert groups == "learned"
     np.testing.assert_array_equal(
         net.unit_3_0.conv_1.kernel, baseline["net/unit_3_0/conv_1/kernel"]
     )
