@@ -325,6 +325,18 @@ def merged_assignments(config, assignment: dict[str, np.ndarray]) -> dict[str, n
     return merged
 
 
+def same_group(net) -> Iterator[tuple[tf.Variable, np.ndarray]]:
+    """Every split layer's weights `[..., D, K]`, and which join features of one group: bool
+    `[D, K]`.
+
+    Raises:
+        ValueError: a group is empty; names the indicator.
+    """
+    groups = merged_assignments(net.config, hard_assignments(net))
+    for kernel, inputs, outputs in split_layers(net):
+        yield kernel, groups[inputs][:, None] == groups[outputs]
+
+
 def squares_inside(net) -> dict[str, float]:
     """Share of each split layer's squared weights that joins features of one group.
 
@@ -333,11 +345,9 @@ def squares_inside(net) -> dict[str, float]:
     Raises:
         ValueError: a group is empty.
     """
-    groups = merged_assignments(net.config, hard_assignments(net))
     shares = {}
-    for kernel, inputs, outputs in split_layers(net):
+    for kernel, same in same_group(net):
         squares = np.square(kernel.numpy())
-        same = groups[inputs][:, None] == groups[outputs]
         shares[kernel.name.rpartition("/")[0]] = float((squares * same).sum() / squares.sum())
     return shares
 

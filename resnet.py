@@ -486,9 +486,7 @@ def mask(net: ResNet) -> None:
     Raises:
         ValueError: a group is empty; names the indicator.
     """
-    groups = grouping.merged_assignments(net.config, grouping.hard_assignments(net))
-    for kernel, inputs, outputs in grouping.split_layers(net):
-        same = groups[inputs][:, None] == groups[outputs]  # (D, K)
+    for kernel, same in grouping.same_group(net):
         kernel.assign(kernel * same.astype(np.float32))
 
 
