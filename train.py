@@ -593,8 +593,9 @@ def _run(flags, data, about, strategy, interruption) -> int:
             "versions": utils.versions(),
         })  # fmt: skip
         run.resume_metrics(step)
-        if step == 0 and flags.stage == "split" and run.best() is None:
-            loop.validate()  # what the cut cost
+        cut_now, no_steps = step == 0 and flags.stage == "split", step == flags.max_steps
+        if run.best() is None and (cut_now or no_steps):
+            loop.validate()
         loop.train(interruption)
         return finish(loop, interruption, about)
 

@@ -175,6 +175,8 @@ def test_restore_order_is_printed(runs, tmp_path, data_dir):
     flags["checkpoint"] = os.path.join(runs["group"], "model.ckpt-4")
     other = run("group", str(tmp_path / "r"), data_dir, **flags)
     assert "model.ckpt-4 (--checkpoint)" in other and "last start" not in other
+    nothing_left = run("group", str(tmp_path / "n"), data_dir, **flags, max_steps=4)
+    assert "at step 4; best validation accuracy" in nothing_left
 
 
 def test_complete_run_is_left_as_it_is(runs, data_dir):
