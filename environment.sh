@@ -12,7 +12,7 @@ make_environment() {
     stamp=$(cat "${requirements[@]}" | cksum)
     stamped=$here/.venv/stamp-${#requirements[@]}
     PYTHON=$here/.venv/bin/python
-    if [ "$(cat "$stamped" 2>/dev/null)" = "$stamp" ]; then
+    if [ "$(cat "$stamped" 2>/dev/null)" = "$stamp" ] && "$PYTHON" -c 'import numpy' 2>/dev/null; then
         return 0
     fi
     echo "making .venv (TensorFlow is a download of about 600 MB)"

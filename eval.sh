@@ -2,7 +2,7 @@
 # Evaluate a checkpoint on the 10,000 test images: split.sh's tree, or another with --checkpoint.
 # Edit the flags here; flags on the command line override them.
 set -euo pipefail
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 
 PRESET=${PRESET:-paper}
 DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}

@@ -3,7 +3,7 @@
 # features to groups. Edit the flags here; flags on the command line override them:
 #   PRESET=smoke TRAIN_DIR=runs/try ./group.sh --max_steps 20 --k 1.5
 set -euo pipefail
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 
 PRESET=${PRESET:-paper} # paper: published schedule; cpu: two cores, an hour; smoke: minutes
 DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}

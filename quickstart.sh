@@ -5,7 +5,7 @@
 #   ./quickstart.sh --synthetic      draws the synthetic set
 # Run again, it goes on from what exists. PRESET=cpu takes an hour and more instead of minutes.
 set -euo pipefail
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 
 export PRESET=${PRESET:-smoke}
 export DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
@@ -21,11 +21,14 @@ fail() {
 while [ $# -gt 0 ]; do
     case $1 in
     --archive)
-        [ $# -ge 2 ] || fail "--archive needs a file"
+        [ -n "${2:-}" ] || fail "--archive needs a file"
         ARCHIVE=$2
         shift
         ;;
-    --archive=*) ARCHIVE=${1#*=} ;;
+    --archive=*)
+        ARCHIVE=${1#*=}
+        [ -n "$ARCHIVE" ] || fail "--archive needs a file"
+        ;;
     --synthetic) SYNTHETIC=1 ;;
     -h | --help)
         sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}"
@@ -54,7 +57,8 @@ get_data() {
 notice_synthetic() {
     if grep -q '"dataset": "synthetic"' "$DATA_DIR/split.json" 2>/dev/null; then
         echo "NOTICE: $DATA_DIR holds the SYNTHETIC data set, not CIFAR-100. To change that:" >&2
-        echo "NOTICE: rm -r '$DATA_DIR' '$RUNS', then $0, with --archive FILE if you have it" >&2
+        echo "NOTICE: rm -r '$DATA_DIR' '$RUNS/group' '$RUNS/split', then $0, with --archive FILE" >&2
+        echo "NOTICE: if you have it" >&2
     fi
 }
 

@@ -206,16 +206,19 @@ def mistakes_table(found: dict[str, list[dict]]) -> str:
     trees = [row for row in ROWS if row in found and _is_tree(row)]
     if not trees or "baseline" not in found:
         return ""
-    whole = np.mean([result["confusion_matrix"] for result in found["baseline"]], axis=0)
     for row in trees:
-        ours, baselines = [], []
-        for result in found[row]:
-            groups = result["group_classes"]
-            ours.append(class_groups.mistakes(np.array(result["confusion_matrix"]), groups))
-            baselines.append(class_groups.mistakes(whole, groups))
-        shares = 100 * np.mean([ours, baselines], axis=1) / whole.sum()
-        lines.append([row, *(f"{share:.2f} ({base:.2f})" for share, base in shares.T)])
+        groups = [tree["group_classes"] for tree in found[row]]
+        ours = [_mistakes(*pair) for pair in zip(found[row], groups, strict=True)]
+        baselines = [_mistakes(whole, of) for whole in found["baseline"] for of in groups]
+        means = zip(np.mean(ours, axis=0), np.mean(baselines, axis=0), strict=True)
+        lines.append([row, *(f"{share:.2f} ({base:.2f})" for share, base in means)])
     return utils.markdown_table(lines)
+
+
+def _mistakes(result: dict, groups: Sequence[Sequence[int]]) -> list[float]:
+    """% of the images that are mistaken within the groups and between them."""
+    counts = class_groups.mistakes(np.array(result["confusion_matrix"]), groups)
+    return [100 * count / result["num_examples"] for count in counts]
 
 
 def _equal_counts(result: dict) -> tuple[int, int] | None:
@@ -230,13 +233,12 @@ def _equal_counts(result: dict) -> tuple[int, int] | None:
 
 def page(found: dict[str, list[dict]]) -> str:
     """The tables and what they were measured on."""
-    first = next(iter(found.values()))[0]
+    first = next(found[row] for row in sorted(found, key=lambda row: row == "narrow"))[0]
     hardware = sorted({result["hardware"] for of_row in found.values() for result in of_row})
     note = "" if first["dataset"] == "cifar100" else f" **on the {first['dataset']} data set**"
-    network = found.get("baseline", found.get("deep_2-2-2", [first]))[0]["network"]
     parts = [
-        f"{network}, preset `{first['preset']}`{note}, {first['num_examples']:,} test images; "
-        f"evaluated on {'; '.join(hardware)}. The paper's numbers are of WRN-16-8.",
+        f"{first['network']}, preset `{first['preset']}`{note}, {first['num_examples']:,} test "
+        f"images; evaluated on {'; '.join(hardware)}. The paper's numbers are of WRN-16-8.",
         table_1(found),
         table_2(found),
         mistakes_table(found),
@@ -276,10 +278,12 @@ def publish(folder: str, found: dict[str, list[dict]]) -> list[str]:
                 _publish_base(run, target, folder)
             for name in PICTURES:
                 picture = os.path.join(os.path.dirname(run), "report", name)
-                if os.path.exists(picture):
-                    shutil.copy(picture, target)
-                elif os.path.exists(os.path.join(target, name)):  # of other groups
-                    os.remove(os.path.join(target, name))
+                published = os.path.join(target, name)
+                made = os.path.getmtime(picture) if os.path.exists(picture) else 0
+                if made >= os.path.getmtime(os.path.join(run, "config.json")):
+                    shutil.copy(picture, published)
+                elif os.path.exists(published):  # of other groups
+                    os.remove(published)
             folders.append(target)
             if row in PRETRAINED_ROWS and seed == 0:
                 weights = os.path.join(PRETRAINED, row)

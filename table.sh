@@ -5,7 +5,7 @@
 # Flags after the row go to every training (train.py) that knows them; PRESET, SEED, DATA_DIR and
 # RUNS are variables, as the evaluations need them as well. `python table.py` makes the table.
 set -euo pipefail
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 
 export PRESET=${PRESET:-paper}
 export DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
@@ -88,7 +88,8 @@ split_row() { # ROW FLAG ...
         set -- ${REST[@]+"${REST[@]}"}
     else
         [ "$keep" = 1.0 ] || shared=baseline_dropout
-        base=$RUNS/shared/$shared # nothing happens to it where another row has trained it
+        # Nothing happens to it where another row has trained it, with the same flags.
+        base=$RUNS/shared/$shared$(tr -cs '[:alnum:].=_-' _ <<<"$*" | sed 's/_$//')
         baseline "$base" "$FIRST" "$FIRST_DROPS" 0.1 --k "$K" --dropout_keep_prob "$keep" "$@"
         groups+=(--groups "$kind")
     fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv, then runs the linters and the tests. Words go to pytest: ./test.sh -k resnet
 set -euo pipefail
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 
 # shellcheck source=environment.sh
 source "$HERE/environment.sh"

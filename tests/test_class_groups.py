@@ -129,6 +129,31 @@ def test_a_baseline_is_cut_into_given_groups(kind, data_dir, tmp_path):
         assert utils.read_json(to / "result.json")["class_groups"] == kind
 
 
+def test_what_groups_mean_counted_by_hand():
+    of = [0, 0, 0, 1, 1, 1]  # three pairs each
+    groups = [[0, 1, 3], [2, 4, 5]]
+    assert class_groups.pairs_together(groups, of) == pytest.approx(2 / 6)
+    assert class_groups.purity(groups, of) == pytest.approx(2 / 3)
+    assert class_groups.chance_together(groups) == pytest.approx(6 / 15)
+    for whole in ([[0, 1, 2], [3, 4, 5]], [[0, 1, 2, 3, 4, 5]]):
+        assert class_groups.pairs_together(whole, of) == class_groups.purity(whole, of) == 1
+    assert class_groups.pairs_together([[c] for c in range(6)], of) == 0
+
+
+def test_chance_is_that_of_random_groups_of_these_sizes():
+    of = [c // 5 for c in range(100)]
+    groups = [list(range(30)), list(range(30, 100))]
+    expected = (30 * 29 + 70 * 69) / (100 * 99)
+    assert class_groups.chance_together(groups) == pytest.approx(expected)
+    measure = class_groups.pairs_together
+    mean, deviation = class_groups.by_chance(measure, groups, of)
+    rng = np.random.default_rng(9)
+    drawn = [measure([p[:30], p[30:]], of) for p in (rng.permutation(100) for _ in range(2000))]
+    assert mean == pytest.approx(expected, abs=3 * deviation / 1000**0.5)
+    assert deviation == pytest.approx(np.std(drawn), rel=0.1)
+    assert measure(groups, of) > mean + 10 * deviation
+
+
 def test_mistakes_within_and_between_groups():
     confusion = np.array([[9, 1, 0, 2], [3, 9, 4, 0], [0, 0, 9, 5], [6, 0, 7, 9]])
     assert class_groups.mistakes(confusion, [[0, 1], [2, 3]]) == (1 + 3 + 5 + 7, 2 + 4 + 6)

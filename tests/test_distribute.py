@@ -89,7 +89,37 @@ def test_two_devices_lose_what_one_does(stage, alone, data, tmp_path):
         np.testing.assert_array_equal(tensor, stopped[name], err_msg=name)
 
 
-def test_replicas_drop_different_features(data, tmp_path):
+LOSSES_OF_THE_SAME_IMAGES = """
+import sys
+import utils
+import tensorflow as tf
+import placement, resnet, train
+
+strategy = placement.strategy(["/CPU:0", "/CPU:1"])
+config = resnet.NetworkConfig(1, k=1, groups=(2, 2, 2), dropout_keep_prob=float(sys.argv[1]))
+trainer = train.Trainer(resnet.ResNet(config), train.Objective(), {}, strategy)
+images, labels = tf.random.stateless_normal([8, 32, 32, 3], [0, 0]), tf.zeros([8], tf.int32)
+
+@tf.function
+def step():
+    seed = tf.constant([0, 0], tf.int64)
+    values = strategy.run(trainer._replica_step, (images, labels, 0.1, 1.0, seed))
+    return [value[train.METRICS.index("cross_entropy")] for value in values.values]
+
+print(*(float(loss) for loss in step()))
+"""
+
+
+@pytest.mark.parametrize("keep_prob, same", [(1.0, True), (0.5, False)])
+def test_replicas_drop_different_features(keep_prob, same):
+    command = [sys.executable, "-c", LOSSES_OF_THE_SAME_IMAGES, str(keep_prob)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second = map(float, done.stdout.split())
+    assert (first == pytest.approx(second, rel=1e-5)) == same
+
+
+def test_two_devices_train_with_dropout(data, tmp_path):
     flags = FLAGS | TWO | {"max_steps": 1, "dropout_keep_prob": 0.5}
     assert python("train.py", *train_flags("group", tmp_path, data, **flags)).returncode == 0
 
@@ -156,7 +186,7 @@ def test_two_machines_lose_what_one_does(alone, data, tmp_path):
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGKILL, 1)])
 def test_worker_that_ends_ends_the_run(number, status, data, tmp_path):
-    """Interrupted, both save and stop; killed, the other says so. Both times the run goes on."""
+    """Interrupted, both save and stop, and go on together; killed, the other says so."""
     run = tmp_path / "run"
     workers = start_workers(run, data, max_steps=100000, display=1)
     while not os.path.exists(run / "metrics.jsonl") or not metrics(run):
@@ -170,6 +200,10 @@ def test_worker_that_ends_ends_the_run(number, status, data, tmp_path):
         assert "lost another worker" in chief[2]
     else:
         assert "interrupted at step" in chief[1] and utils.checkpoint_steps(str(run))
+        end = utils.checkpoint_steps(str(run))[-1] + 2
+        for status, out, error in ends(start_workers(run, data, max_steps=end)):
+            assert status == 0, error
+            assert "going on from" in out and f"step {end - 2}\n" in out
 
 
 @pytest.mark.parametrize("config", ["{", "{}", '{"cluster": {"worker": ["127.0.0.1:1"]}}', "[]"])

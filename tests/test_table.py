@@ -99,10 +99,11 @@ def test_tables_and_report_of_the_rows(made, tmp_path, monkeypatch):
         old = utils.read_json(tmp_path / "results" / row / "result.json")
         for name in ("correct", "accuracy", "weights", "flops", "group_classes", "seed"):
             assert again[name] == old[name]
-    # Pictures of other groups do not stay.
-    (tmp_path / "results" / "fc_1-1-4" / "superclasses.png").write_bytes(b"old")
-    assert inside("table.py", made, "--publish")[0] == 0
-    assert not (tmp_path / "results" / "fc_1-1-4" / "superclasses.png").exists()
+    # Pictures of other groups neither come nor stay.
+    picture = tmp_path / "results" / "deep_2-2-2" / "superclasses.png"
+    os.utime(made / "seed0" / "deep_2-2-2" / "report" / "superclasses.png", (0, 0))
+    assert picture.exists() and inside("table.py", made, "--publish")[0] == 0
+    assert not picture.exists()
     # From what was published the same comes out, to the last digit.
     status, again, error = inside("table.py", "--write", "README.md")
     assert status == 0, error
@@ -123,8 +124,9 @@ def test_several_seeds(made, tmp_path):
 
 def test_where_the_mistakes_are():
     """Each tree's beside the baseline's by the tree's groups, averaged over their seeds."""
-    whole = {"confusion_matrix": [[6, 4, 0], [1, 9, 0], [2, 0, 8]]}
+    whole = {"confusion_matrix": [[6, 4, 0], [1, 9, 0], [2, 0, 8]], "num_examples": 30}
     tree = {"confusion_matrix": [[9, 0, 1], [0, 9, 1], [0, 5, 5]], "group_classes": [[0, 1], [2]]}
+    tree |= {"num_examples": 30}
     other = tree | {"group_classes": [[0], [1, 2]]}
     found = {"baseline": [whole], "deep_2-2-2": [tree, other], "fc_1-1-4-S": [tree]}
     lines = [[cell.strip() for cell in line.split("|")[1:-1]]
@@ -133,9 +135,9 @@ def test_where_the_mistakes_are():
     assert lines == [["fc_1-1-4-S", "0.00 (16.67)", "23.33 (6.67)"],
                      ["deep_2-2-2", "10.00 (8.33)", "13.33 (15.00)"]]  # fmt: skip
     # Of two baselines the mean.
-    better = {"confusion_matrix": [[8, 2, 0], [1, 9, 0], [0, 0, 10]]}
+    better = {"confusion_matrix": [[7, 2, 1], [1, 9, 0], [0, 0, 10]], "num_examples": 30}
     both = table.mistakes_table({"baseline": [whole, better], "deep_2-2-2": [tree]})
-    assert "0.00 (13.33)" in both and "23.33 (3.33)" in both
+    assert "0.00 (13.33)" in both and "23.33 (5.00)" in both
     assert table.mistakes_table({"baseline": [whole]}) == ""
     assert table.mistakes_table({"deep_2-2-2": [tree]}) == ""
 
@@ -223,6 +225,16 @@ def test_flags_go_to_the_trainings_that_know_them(caught):
         done = run_script("table.sh", row, flag, "1", PRESET="smoke", check=False)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert flag.partition("=")[0] in done.stderr
+
+
+def test_rows_share_a_baseline_of_the_same_flags_only(caught):
+    bases = [
+        caught("cpu", "table.sh", row, *words)[0].train_dir
+        for row, words in [("fc_1-1-4-R", ()), ("deep_2-2-2-S", ()), ("deep_2-2-2-S", ("--k", "4")),
+                           ("deep_2-2-2-C", ("--k", "4")), ("deep_2-2-2-C", ("--k=4",))]
+    ]  # fmt: skip
+    names = ["baseline", "baseline", "baseline--k_4", "baseline--k_4", "baseline--k=4"]
+    assert [os.path.basename(base) for base in bases] == names
 
 
 def test_dropout_is_where_the_paper_has_it(caught):
