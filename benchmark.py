@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import multiprocessing
 import os
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +31,7 @@ import peers
 import placement
 import resnet
 import train
+from contenders import Contender, race
 
 PARTS = ("parallel", "training", "pipeline")
 PLACED = {"horizontal": placement.Horizontal, "vertical": placement.Vertical}
@@ -59,6 +58,7 @@ ROWS = [
 # (stage, dropout_keep_prob): the first is what the others are compared with.
 STEPS = [("baseline", 1.0), ("group", 1.0), ("group", 0.5), ("split", 1.0)]
 NUM_IMAGES = 10000  # made up, for the pipeline
+READY = 10  # batches at most that the pipeline holds ready when the first step is compiled
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -73,7 +73,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--precision", default="float32", help="float32 or bfloat16, or both, with a comma")
     add("--peer", default="", help="also compare the step of stage baseline with keras,torch")
     add("--checkpoint", default="", help="also place this tree, with the groups that it learned")
-    add("--output_file", default="benchmark.json", help="default: benchmark.json")
+    add("--output_file", default="", help="default: benchmark.json; of --peer alone, peers.json")
     flags = parser.parse_args(argv)
     flags.k = int(flags.k) if flags.k == int(flags.k) else flags.k
     for name, known in [("only", PARTS), ("precision", evaluation.DTYPES), ("peer", peers.STEPS)]:
@@ -83,6 +83,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         setattr(flags, name, given)
     if not flags.only:
         flags.only = [] if flags.peer else list(PARTS)
+    flags.output_file = flags.output_file or ("benchmark.json" if flags.only else "peers.json")
     flags.devices = [name for name in flags.devices.split(",") if name]
     for name in ("devices", "checkpoint"):
         if getattr(flags, name) and "parallel" not in flags.only:
@@ -95,126 +96,6 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     except ValueError as error:
         parser.error(f"--k {flags.k} is too small for the table: {error}")
     return flags
-
-
-# ---------------------------------------------------------------- contenders
-
-
-class Contender:
-    """Something that is timed again and again, in a process of its own.
-
-    Args:
-        make: returns `step()`, which does the work and waits for its end, and a dictionary of what
-            else there is to tell; a function of this module, with its arguments.
-        threads: of one operation, and operations at once; None leaves both to TensorFlow.
-
-    Raises:
-        ValueError: what the process said when it failed.
-    """
-
-    def __init__(self, make: Callable, *args, threads: tuple[int, int] | None = None):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_contend, args=(theirs, make, args, threads))
-        self._process.start()
-        theirs.close()
-        try:
-            self.about = self._ask()
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def _ask(self, word: str = ""):
-        """Its answer to a word; without one, what it says when it is ready."""
-        try:
-            if word:
-                self._pipe.send(word)
-            answer = self._pipe.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            raise ValueError(
-                f"a measured process ended with status {self._process.exitcode}: out of memory? "
-                "Use a smaller --batch_size or --k"
-            ) from None
-        if isinstance(answer, Exception):
-            raise ValueError(f"could not measure it: {answer}") from answer
-        return answer
-
-    def seconds(self) -> float:
-        """Time of one step."""
-        return self._ask("step")
-
-    def told(self) -> dict:
-        """What there is to tell by now: `about`, and the peak memory in bytes."""
-        return self._ask("tell")
-
-    def __enter__(self) -> Contender:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._pipe.close()
-        self._process.join(timeout=1)
-        self._process.terminate()  # it may be in the middle of a long step
-
-
-def _contend(pipe, make: Callable, args: tuple, threads: tuple[int, int] | None) -> None:
-    """The process of a contender; it ends when the other side closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other side's to answer
-    try:
-        if threads:
-            tf.config.threading.set_intra_op_parallelism_threads(threads[0])
-            tf.config.threading.set_inter_op_parallelism_threads(threads[1])
-        idle = _peak_memory([])
-        step, about = make(*args)
-        gpus = [device for device in about.get("devices", _gpus()) if "GPU" in device.upper()]
-        step()  # compiles
-        about["first_step_seconds"] = time.time() - _started_at()
-        step()
-        pipe.send(about)
-        while True:
-            if pipe.recv() == "tell":
-                pipe.send(about | {"peak_memory": _peak_memory(gpus), "idle_memory": idle})
-            else:
-                start = time.perf_counter()
-                step()
-                pipe.send(time.perf_counter() - start)
-    except (EOFError, BrokenPipeError):
-        pass  # the other side has seen enough
-    except Exception as error:
-        pipe.send(ValueError(" ".join(str(error).split()) or repr(error)))
-
-
-def _gpus() -> list[str]:
-    return [f"/GPU:{n}" for n in range(len(tf.config.list_physical_devices("GPU")))]
-
-
-def _peak_memory(gpus: Sequence[str]) -> int:
-    """Bytes that the fullest of these GPUs had at most; without any, this process."""
-    if gpus:
-        names = [gpu.removeprefix("/") for gpu in gpus]
-        return max(tf.config.experimental.get_memory_info(name)["peak"] for name in names)
-    with open("/proc/self/status") as status:  # resource.getrusage counts the parent's in
-        return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-
-
-def _started_at() -> float:
-    """When this process started, in seconds since the epoch; now, where that is not told."""
-    try:
-        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
-            ticks = int(stat.read().rpartition(")")[2].split()[19])
-            return time.time() - float(uptime.read().split()[0]) + ticks / os.sysconf("SC_CLK_TCK")
-    except OSError:
-        return time.time()
-
-
-def race(ours: Contender, other: Contender, repeats: int) -> dict[str, float]:
-    """Turns of both: medians of their seconds and of ours / other, turn by turn."""
-    turns = [(ours.seconds(), other.seconds()) for _ in range(repeats)]
-    return {
-        "seconds": statistics.median(theirs for _, theirs in turns),
-        "baseline_seconds": statistics.median(mine for mine, _ in turns),
-        "speedup": statistics.median(mine / theirs for mine, theirs in turns),
-    }
 
 
 # ---------------------------------------------------------------- parallel inference
@@ -251,7 +132,8 @@ def make_inference(net, devices, how, precision, batch_size):
 
 def parallel(flags: argparse.Namespace) -> Iterator[dict]:
     """The rows of the paper's Table 5, each as it is measured."""
-    devices = flags.devices or _gpus() or [f"/CPU:{n}" for n in range(3)]
+    gpus = range(len(tf.config.list_physical_devices("GPU")))
+    devices = flags.devices or [f"/GPU:{n}" for n in gpus] or [f"/CPU:{n}" for n in range(3)]
     batch_size = flags.batch_size or 100
     rows = [(row, (flags.k, groups), *others) for row, groups, *others in ROWS]
     if flags.checkpoint:
@@ -352,11 +234,6 @@ def training(flags: argparse.Namespace) -> Iterator[dict]:
                 }
 
 
-def make_peer(name, k, precision, batch_size):
-    """The step of a peer."""
-    return peers.STEPS[name](k, batch_size, precision), {}
-
-
 def compare_peers(flags: argparse.Namespace) -> Iterator[dict]:
     """Our step of stage baseline beside each peer's; `relative` is ours in units of theirs."""
     batch_size = flags.batch_size or 90
@@ -365,7 +242,7 @@ def compare_peers(flags: argparse.Namespace) -> Iterator[dict]:
         for peer in flags.peer:
             with (
                 Contender(make_training, *STEPS[0], *how) as ours,
-                Contender(make_peer, peer, *how) as theirs,
+                Contender(peers.make, peer, *how) as theirs,
             ):
                 measured = race(ours, theirs, flags.repeats)
                 told = theirs.told(), ours.told()
@@ -431,13 +308,13 @@ def pipeline(flags: argparse.Namespace) -> dict:
     with Contender(make_pipeline, batch_size, batches, threads=(1, 1)) as alone:
         seconds = statistics.median(alone.seconds() for _ in range(flags.repeats))
     with Contender(make_fed_training, flags.k, flags.precision[0], batch_size) as fed:
-        for _ in range(flags.repeats):
+        for _ in range(READY + flags.repeats):
             fed.seconds()
         told = fed.told()
-    after_the_first = slice(1, None)
+    measured = slice(-flags.repeats, None)
     return {
         "images_per_second_per_core": batches * batch_size / seconds,
-        "wait_share": sum(told["waits"][after_the_first]) / sum(told["steps"][after_the_first]),
+        "wait_share": sum(told["waits"][measured]) / sum(told["steps"][measured]),
         "k": flags.k,
         "precision": flags.precision[0],
         "batch_size": batch_size,

@@ -60,6 +60,8 @@ def load(data_dir: str, split: str) -> tuple[np.ndarray, np.ndarray]:
             images, labels = arrays["images"], arrays["labels"]
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: {remedy}") from None
+    except MemoryError:
+        raise ValueError(f"{path} does not fit into the memory that is free") from None
     except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds
         raise ValueError(f"{path} cannot be read ({error}): {remedy}") from None
     shape = (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)

@@ -622,6 +622,8 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             images, labels = file["images"], file["labels"]
+    except (MemoryError, PermissionError):
+        raise  # of this machine, not of the file
     except Exception:  # zipfile, zlib and NumPy raise a dozen kinds on damaged bytes
         return None
     whole = images.dtype == np.uint8 and images.shape == (len(images), 32, 32, 3)
@@ -680,9 +682,12 @@ def _from_archive(folder: Path, args: argparse.Namespace) -> dict:
     print(f"reading {archive}", flush=True)
     try:
         split = write_split(folder, read_archive(archive), args.seed)
-    except DataError:
-        if downloaded:
-            target.unlink()  # so that the next run does not meet it again
+    except DataError as error:
+        if args.archive:
+            raise
+        if not downloaded:
+            raise DataError(f"{error}; or remove {target}, and it is downloaded") from error
+        target.unlink()  # so that the next run does not meet it again
         raise
     if downloaded:
         target.unlink()  # 169 MB that nothing needs any more
@@ -750,7 +755,7 @@ def main(argv: list[str] | None = None) -> int:
     except DataError as error:
         message, status = str(error), error.status
     except (OSError, MemoryError, UnicodeError) as error:
-        message, status = f"{error or 'out of memory'}; mend that and run again", 1
+        message, status = f"{str(error) or 'out of memory'}; mend that and run again", 1
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
         message, status = "stopped; run the same command again to go on", 128 + number

@@ -135,3 +135,8 @@ def torch_step(k: float, batch_size: int, precision: str) -> Callable[[], None]:
 
 
 STEPS = {"keras": keras_step, "torch": torch_step}
+
+
+def make(name: str, k: float, precision: str, batch_size: int) -> tuple[Callable[[], None], dict]:
+    """The step of a peer, and nothing to tell, for `contenders.Contender`."""
+    return STEPS[name](k, batch_size, precision), {}

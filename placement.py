@@ -8,6 +8,7 @@ Every class here is called as the network is, images in and logits out, and tell
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -38,7 +39,7 @@ def find_devices(names: Sequence[str]) -> list[str]:
     """
     wanted = []
     for name in names:
-        match = re.fullmatch(r"/?(?:device:)?([A-Z]+):(\d{1,2})", name.strip().upper())
+        match = re.fullmatch(r"/?(?:DEVICE:)?([A-Z]+):(\d{1,2})", name.strip().upper())
         if not match:
             raise ValueError(f"--devices are names such as /GPU:0,/GPU:1, got {name!r}")
         wanted.append((match[1], int(match[2])))
@@ -367,7 +368,8 @@ def connect(addresses: Sequence[str]) -> list[str]:
         if not host or not port.isdigit() or int(port) >= 2**16:
             raise ValueError(f"--cluster takes host:port,host:port, got {address!r}")
         try:
-            resolved.add(socket.getaddrinfo(host, int(port))[0][4])
+            found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+            resolved.add(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4])
         except OSError as error:
             raise ValueError(f"--cluster names {address}: {error}") from None
         if not _answers(address, PATIENCE / 2):
@@ -377,6 +379,11 @@ def connect(addresses: Sequence[str]) -> list[str]:
             )
     if len(resolved) < len(addresses):
         raise ValueError(f"--cluster {','.join(addresses)} names a worker twice")
+    if len({_is_loopback(worker) for worker in resolved}) > 1:
+        raise ValueError(
+            f"--cluster {','.join(addresses)} names this machine by an address that the others "
+            "cannot reach: name it by the one that they see"
+        )
     # TensorFlow would call this process localhost, where no other machine finds it.
     here = tf.train.ClusterSpec({"worker": list(addresses), "localhost": [_own_address(resolved)]})
     tf.config.experimental_connect_to_cluster(here, job_name="localhost", task_index=0)
@@ -391,12 +398,17 @@ def _own_address(workers: set[tuple]) -> str:
     """host:port of this machine as the workers see it; the port is free."""
     host = "localhost"
     for worker in workers:
-        if not worker[0].startswith("127."):
+        if not _is_loopback(worker):
             with socket.create_connection(worker[:2], timeout=PATIENCE / 2) as there:
                 host = there.getsockname()[0]
+    host = f"[{host}]" if ":" in host else host
     with socket.socket() as probe:
         probe.bind(("", 0))
         return f"{host}:{probe.getsockname()[1]}"
+
+
+def _is_loopback(address: tuple) -> bool:
+    return ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
 
 
 def _answers(address: str, seconds: float) -> bool:

@@ -228,12 +228,15 @@ def find(flags: argparse.Namespace, run: utils.Run, about: dict):
 # ---------------------------------------------------------------- flags of its last start
 
 
-def complete_result(flags: argparse.Namespace, dataset: str) -> dict | None:
+def complete_result(flags: argparse.Namespace, about: dict) -> dict | None:
     """What result.json says of a run that has done all its steps already; None of any other.
 
+    Args:
+        about: the data set's description (`cifar100.describe`).
+
     Raises:
-        ValueError: it did them with other flags or from other weights, so that it is not what is
-            asked for.
+        ValueError: it did them with other flags, on another data set or from other weights, so
+            that it is not what is asked for.
     """
     if utils.checkpoint_steps(flags.train_dir)[-1:] != [flags.max_steps]:
         return None
@@ -245,9 +248,11 @@ def complete_result(flags: argparse.Namespace, dataset: str) -> dict | None:
         )
     except (ValueError, FileNotFoundError):
         return None
-    if result.get("step") != flags.max_steps or config.get("dataset") != dataset:
+    if result.get("step") != flags.max_steps:
         return None
-    changes = _changed_flags(config, flags)
+    evaluation.check_dataset(flags.train_dir, result, about, flags.data_dir)
+    # An extension that came to nothing leaves its number of steps in config.json.
+    changes = [c for c in _changed_flags(config, flags) if not c.startswith("--max_steps ")]
     if changes:
         raise ValueError(
             f"{flags.train_dir} is complete, and was trained with other flags "

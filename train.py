@@ -246,13 +246,13 @@ class Trainer(tf.Module):
         self.steps_done = tf.Variable(0, dtype=tf.int64)
         # Sums of the metrics, and the number of steps, since the last line of progress.
         self.totals = tf.Variable(tf.zeros(len(METRICS) + 1))
-        self._description = json.dumps(about | resnet.describe(net))
+        self.description = json.dumps(about | resnet.describe(net))
         self.checkpoint = tf.train.Checkpoint(
             net=self.net,
             optimizer=self.optimizer,
             step=self.steps_done,
             totals=self.totals,
-            description=tf.Variable(self._description, trainable=False),
+            description=tf.Variable(self.description, trainable=False),
         )
         self._alphas = {  # with the factor of its learning rate
             alpha.ref(): objective.group_lr_scale
@@ -270,7 +270,7 @@ class Trainer(tf.Module):
             self.checkpoint.read(path).assert_consumed()
         except AssertionError as error:
             raise ValueError(f"{path} is not a checkpoint of this network: {error}") from None
-        self.checkpoint.description.assign(self._description)
+        self.checkpoint.description.assign(self.description)
 
     def is_finite(self) -> bool:
         """Whether all weights and statistics are finite numbers."""
@@ -381,12 +381,14 @@ class Loop:
             return
         own = ("train_dir", "data_dir", "basemodel", "checkpoint")  # paths may differ
         flags = {name: value for name, value in vars(self.flags).items() if name not in own}
-        number = zlib.crc32(json.dumps([self.step, flags]).encode()) % 2**20
+        data = {split: zlib.crc32(labels.tobytes()) for split, (_, labels) in self.data.items()}
         workers = self.trainer.strategy.num_replicas_in_sync
+        number = zlib.crc32(json.dumps([self.step, flags, self.trainer.description, data]).encode())
+        number %= 2**24 // workers  # their sum is exact in float32
         if self.trainer.total(tf.constant(float(number))) != workers * number:
             raise ValueError(
-                f"the workers differ in their flags or in the step that they start from (here: "
-                f"{self.step}): give all the same, and a --train_dir that they share"
+                f"the workers differ in their flags, their data set or the step that they start "
+                f"from (here: {self.step}): give all the same, and a --train_dir that they share"
             )
 
     def learning_rate(self) -> float:
@@ -463,7 +465,7 @@ class Loop:
             seconds = (time.perf_counter() - self._start) / timed
             left = seconds * (flags.max_steps - self.step)
             line += f"  {flags.batch_size / seconds:.0f} images/s  {_duration(left)} left"
-        print(line, flush=True)
+        utils.say(line)
         if self.flags.stage != "group":
             means = {name: value for name, value in means.items() if name not in TERMS}
         self.run.log(self.step, **means, learning_rate=rate)
@@ -487,7 +489,7 @@ class Loop:
         shares = "  ".join(
             f"{name} {v:.2f} {'/'.join(map(str, sizes[name]))}" for name, v in sharp.items()
         )
-        print(f"    largest share and sizes of groups: {shares}", flush=True)
+        utils.say(f"    largest share and sizes of groups: {shares}")
         self.run.log_pictures(self.step, self._draw)
 
     def _draw(self) -> dict:
@@ -509,7 +511,7 @@ class Loop:
         best = self.run.best()
         found = evaluation.evaluate(self.predict, *self.data["val"], self.flags.batch_size)
         self.run.log(self.step, val_accuracy=found.accuracy, val_cross_entropy=found.cross_entropy)
-        print(f"    validation: accuracy {found.accuracy:.4f}", flush=True)
+        utils.say(f"    validation: accuracy {found.accuracy:.4f}")
         if best is None or found.accuracy > best[1]:
             self.save()
         self.evaluation = found
@@ -532,7 +534,7 @@ def _duration(seconds: float) -> str:
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
     dataset = cifar100.describe(flags.data_dir)
-    complete = start.complete_result(flags, dataset["dataset"])
+    complete = start.complete_result(flags, dataset)
     if complete:
         print(f"{flags.train_dir} was complete before\n{_last_line(complete)}")
         return 0
@@ -573,10 +575,10 @@ def _run(flags, data, about, strategy, interruption) -> int:
         if flags.max_steps < step:
             raise ValueError(
                 f"--max_steps {flags.max_steps} is less than the {step} steps already done in "
-                f"{flags.train_dir}: raise it, or name another --train_dir"
+                f"{path}: raise it, or start from another checkpoint in another --train_dir"
             )
         weights, flops = resnet.count(net)
-        print(
+        utils.say(
             f"{net.config.name}, groups {grouping.format_groups(net.config.groups)}, stage "
             f"{flags.stage}: {weights:,} weights, {flops:,} FLOPs an image; "
             f"{len(data['train'][1]):,} training images ({about['dataset']}); {utils.hardware()}"
@@ -592,7 +594,8 @@ def _run(flags, data, about, strategy, interruption) -> int:
             "hardware": utils.hardware(),
             "versions": utils.versions(),
         })  # fmt: skip
-        run.resume_metrics(step)
+        # Without a checkpoint of its own, its metrics are of another run that was here.
+        run.resume_metrics(step if utils.checkpoint_steps(flags.train_dir) else -1)
         cut_now, no_steps = step == 0 and flags.stage == "split", step == flags.max_steps
         if run.best() is None and (cut_now or no_steps):
             loop.validate()
@@ -605,7 +608,7 @@ def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
     flags, run = loop.flags, loop.run
     best = dict(zip(("best_step", "best_accuracy"), run.best() or (), strict=False))
     if interruption.status and loop.step < flags.max_steps:
-        print(
+        utils.say(
             f"interrupted at step {loop.step}: {_best_words(best)}; the same command goes on from "
             "here"
         )
@@ -625,7 +628,7 @@ def finish(loop: Loop, interruption: utils.Interruption, about: dict) -> int:
     )
     values |= best
     run.write("result.json", values)
-    print(_last_line(values))
+    utils.say(_last_line(values))
     return 0
 
 

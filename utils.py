@@ -111,6 +111,9 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     name = os.path.basename(sys.argv[0])
     try:
         status = main(sys.argv[1:])
+    except BrokenPipeError:
+        _no_reader()
+        status = 128 + signal.SIGPIPE
     except (ValueError, OSError, tf.errors.OpError) as error:
         message = " ".join(str(error).split())
         if os.environ.get("SPLITNET_TRACEBACK"):
@@ -120,8 +123,24 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         status = 130
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _no_reader()
     sys.exit(status or 0)
+
+
+def say(text: str) -> None:
+    """Print at once. A reader that has ended, such as `tee`, does not end what is printed of."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _no_reader()
+
+
+def _no_reader() -> None:
+    """What is printed from now on goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # ---------------------------------------------------------------- files

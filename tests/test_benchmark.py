@@ -1,11 +1,16 @@
 """benchmark.py, its contenders, and what the devices have to do by FLOPs."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import fails, grouped_net, images, inside, randomize
+from conftest import ROOT, fails, grouped_net, images, inside, randomize
 
 import benchmark
+import contenders
+import peers
 import placement
 import resnet
 import train
@@ -129,11 +134,25 @@ def test_a_given_tree_has_rows_of_its_own(monkeypatch, tmp_path):
 
 def test_a_contender_that_fails_says_why(tmp_path):
     with pytest.raises(ValueError, match="could not measure it.*nothere"):
-        benchmark.Contender(benchmark.make_peer, "nothere", 1, "float32", 2)
+        contenders.Contender(peers.make, "nothere", 1, "float32", 2)
+
+
+def test_a_peer_loads_no_tensorflow():
+    """Its peak memory is to be its own."""
+    code = "import sys, contenders, peers; print('tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_files_of_peers_and_of_the_table_are_two():
+    assert benchmark.parse_flags([]).output_file == "benchmark.json"
+    assert benchmark.parse_flags(["--peer", "keras"]).output_file == "peers.json"
+    both = benchmark.parse_flags(["--peer", "keras", "--only", "pipeline"])
+    assert both.output_file == "benchmark.json"
 
 
 def test_first_step_is_counted_from_the_processs_start():
-    with benchmark.Contender(benchmark.make_training, "baseline", 1.0, 1, "float32", 2) as it:
+    with contenders.Contender(benchmark.make_training, "baseline", 1.0, 1, "float32", 2) as it:
         assert 1 < it.about["first_step_seconds"] < 60
         assert it.seconds() < it.about["first_step_seconds"]
 

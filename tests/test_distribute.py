@@ -145,13 +145,13 @@ def test_what_is_refused(data, tmp_path):
 
 
 def start_workers(run, data, **flags):
-    """Two processes of train.py that TF_CONFIG joins."""
+    """Two processes of train.py that TF_CONFIG joins; `data` may be a folder for each."""
     cluster = {"worker": [f"127.0.0.1:{free_port()}" for _ in range(2)]}
     command = [sys.executable, os.path.join(ROOT, "train.py")]
-    command += train_flags("group", run, data, **FLAGS | flags)
+    folders = data if isinstance(data, list) else [data, data]
     return [
         subprocess.Popen(
-            command,
+            command + train_flags("group", run, folders[i], **FLAGS | flags),
             env=os.environ
             | {
                 "TF_CONFIG": json.dumps(
@@ -182,6 +182,14 @@ def test_two_machines_lose_what_one_does(alone, data, tmp_path):
             assert status == 0, error
     assert_same(metrics(tmp_path / "run"), alone[0]["group"])
     assert utils.read_json(tmp_path / "run" / "result.json")["step"] == STEPS
+
+
+def test_workers_with_other_data_are_refused(data, tmp_path):
+    other = write_data(tmp_path / "other", COUNTS)
+    description = utils.read_json(os.path.join(other, "split.json"))
+    utils.write_json(os.path.join(other, "split.json"), description | {"indices_sha256": "other"})
+    for status, _, error in ends(start_workers(tmp_path / "run", [data, other])):
+        assert status == 1 and "differ in their flags, their data set" in error, error
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGKILL, 1)])

@@ -197,6 +197,17 @@ def test_each_device_computes_its_own_branches_only():
             assert (leaf.logits.fc.weights.ref() in read) == (leaf in leaves)
 
 
+def test_devices_by_tensorflows_names():
+    assert placement.find_devices(["/device:CPU:0"]) == placement.find_devices(["cpu:0"])
+
+
+def test_a_cluster_of_this_machine_and_others(monkeypatch):
+    monkeypatch.setattr(placement, "_answers", lambda *_: True)
+    for here in ("127.0.0.1:5000", "[::1]:5000"):
+        with pytest.raises(ValueError, match="the others cannot reach"):
+            placement.connect([here, "192.0.2.1:5000"])
+
+
 def test_devices_that_are_refused(checkpoints, data_dir):
     tree = ("--checkpoint", checkpoints["tree"], "--data_dir", data_dir)
     for names in ("CPU", "/job:worker/task:3/CPU:0", "/CPU:500", "0,1"):

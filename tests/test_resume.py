@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -102,6 +103,26 @@ def test_interrupted_runs_save_and_go_on(whole, number, expected, tmp_path):
     assert utils.checkpoint_steps(str(tmp_path / "run"))[-1] == step
     assert f"step {step}\n" in complete(run)
     assert_same(tmp_path / "run", get("group"))
+
+
+def test_a_reader_that_ends_costs_nothing(whole, tmp_path):
+    """`| tee log` dies of the same Ctrl-C, `| head` sooner."""
+    directory = tmp_path / "run"
+    command = [sys.executable, os.path.join(ROOT, "train.py")]
+    command += [*whole[1]("baseline", directory), "--max_steps=100000", "--display=1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
+    )  # fmt: skip
+    while not process.stdout.readline().startswith("step 2/"):
+        assert process.poll() is None, process.stderr.read()
+    process.stdout.close()
+    reached = max(utils.checkpoint_steps(str(directory)), default=0)
+    while max(utils.checkpoint_steps(str(directory)), default=0) <= reached:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130 and process.stderr.read() == ""
 
 
 def test_same_seed_same_numbers_and_another_seed_others(whole, tmp_path):

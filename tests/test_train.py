@@ -200,6 +200,32 @@ def test_complete_run_of_the_network_that_flags_repeat(runs, data_dir):
     refused("split", runs["split"], data_dir, says, **other)
 
 
+def test_complete_run_on_another_division_of_the_data(runs, data_dir, tmp_path):
+    other = shutil.copytree(data_dir, tmp_path / "data")
+    description = utils.read_json(other / "split.json") | {"indices_sha256": "other"}
+    utils.write_json(other / "split.json", description)
+    refused("baseline", runs["baseline"], str(other), "indices_sha256", lr_step_epoch="0.2,0.3")
+
+
+def test_complete_run_after_an_extension_that_came_to_nothing(runs, data_dir, tmp_path):
+    copy = shutil.copytree(runs["baseline"], tmp_path / "copy")
+    config = utils.read_json(copy / "config.json")
+    config["flags"]["max_steps"] = 8
+    utils.write_json(copy / "config.json", config)
+    assert "was complete before" in run("baseline", str(copy), data_dir, lr_step_epoch="0.2,0.3")
+
+
+def test_metrics_of_a_run_that_starts_anew_are_its_own(runs, data_dir, tmp_path):
+    copy = shutil.copytree(runs["split"], tmp_path / "copy")
+    for file in copy.glob("model.ckpt-*"):
+        file.unlink()
+    before = records(copy)
+    run("split", str(copy), data_dir, basemodel=runs["group"], seed=5)
+    after = records(copy)
+    steps = [[r["step"] for r in rs if "val_accuracy" in r] for rs in (before, after)]
+    assert steps[0] == steps[1] and before[-1] != after[-1]
+
+
 def test_a_base_model_that_has_changed(runs, data_dir, tmp_path):
     """Going on, or leaving a complete run as it is, must not pass for starting from it."""
     base, tree = str(tmp_path / "group"), str(shutil.copytree(runs["split"], tmp_path / "split"))
@@ -357,7 +383,11 @@ def test_checkpoint_of_another_data_set(runs, tmp_path):
 
 def test_fewer_steps_than_done(runs, data_dir):
     refused(
-        "baseline", runs["baseline"], data_dir, "less than the 6 steps already done", max_steps=5
+        "baseline",
+        runs["baseline"],
+        data_dir,
+        ["less than the 6 steps already done", "model.ckpt-6"],
+        max_steps=5,
     )
 
 
