@@ -198,6 +198,93 @@ def test_pipeline_with_flags_that_override(tmp_path, data_dir):
     assert "No summary: the results are not of one pipeline (group_classes differ)" in out
 
 
+STUB = """#!/bin/sh
+[ "$1" = -c ] && exit 0
+echo "$(basename "$1")" "$@" >>"$LOG"
+case "$*" in
+*download_cifar100.py*--synthetic*)
+    mkdir -p "$3"
+    echo '{"dataset": "synthetic"}' >"$3/split.json" ;;
+*download_cifar100.py*--archive*) ;;
+*download_cifar100.py*) exit "$DOWNLOAD" ;;
+esac
+"""
+
+
+@pytest.fixture
+def quickstart(tmp_path):
+    """quickstart.sh with a Python that only notes its calls: (status, stderr, calls)."""
+    here, log = tmp_path / "a copy", tmp_path / "log"
+    python = here / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    for name in ("quickstart.sh", "group.sh", "split.sh", "eval.sh", "environment.sh"):
+        shutil.copy(os.path.join(ROOT, name), here)
+    requirements = shutil.copy(os.path.join(ROOT, "requirements.txt"), here)
+    python.write_text(STUB)
+    python.chmod(0o755)
+    stamp = subprocess.run(
+        ["cksum"], input=source(requirements).encode(), capture_output=True
+    ).stdout
+    (here / ".venv" / "stamp-1").write_bytes(stamp)
+
+    def run(*words, download=0, **environment):
+        log.write_text("")
+        kept = {k: v for k, v in os.environ.items() if k not in ("PRESET", "CIFAR100_ARCHIVE")}
+        done = subprocess.run(
+            [here / "quickstart.sh", *words], capture_output=True, text=True, cwd=tmp_path,
+            env=kept | {"PYTHON": str(python), "LOG": str(log), "DOWNLOAD": str(download)}
+            | environment,
+        )  # fmt: skip
+        return done.returncode, done.stderr, log.read_text().splitlines()
+
+    return run
+
+
+def test_quickstart_goes_through_the_pipeline(quickstart):
+    status, error, calls = quickstart()
+    assert (status, error) == (0, "")
+    names = [call.split()[0] for call in calls]
+    evaluated = ["eval.py", "eval.py", "train.py", "eval.py"]
+    assert names == ["download_cifar100.py", "train.py", *evaluated, "report.py"]
+    assert "--stage group" in calls[1] and "--stage split" in calls[4]
+    assert [" --mask" in call for call in calls[2:4]] == [False, True]
+    assert all("--preset smoke" in calls[i] and "/data/cifar100" in calls[i] for i in (1, 4))
+
+
+def test_quickstart_where_there_is_no_network(quickstart):
+    status, error, calls = quickstart(download=3)
+    assert status == 0 and "no network" in error and "SYNTHETIC" in error
+    assert ["--synthetic" in call for call in calls[:2]] == [False, True] and len(calls) == 8
+    status, error, calls = quickstart(download=3)  # which is there now
+    assert status == 0 and "SYNTHETIC" in error and "download" not in calls[0]
+
+
+def test_quickstart_ends_where_there_are_no_data(quickstart, tmp_path):
+    status, _, calls = quickstart(download=1)
+    assert status == 1 and len(calls) == 1
+    for words in (["--archive"], ["--archive", ""], ["--archive="], ["--archive", "none"],
+                  ["--synthetic", "--archive", __file__], ["now"]):  # fmt: skip
+        status, error, calls = quickstart(*words)
+        assert status == 2 and error.count("\n") == 1 and not calls, error
+    for words, settings in [(["--archive", __file__], {}), ([], {"CIFAR100_ARCHIVE": __file__})]:
+        status, error, calls = quickstart(*words, **settings)
+        assert status == 0 and f"--archive {__file__}" in calls[0], error
+
+
+def test_scripts_by_a_link_and_with_cdpath(tmp_path):
+    link = tmp_path / "group.sh"
+    link.symlink_to(os.path.join(ROOT, "group.sh"))
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\necho "$1"\n')
+    stub.chmod(0o755)
+    for command, where in [([link], tmp_path), (["bash", "group.sh"], ROOT)]:
+        settings = {"PYTHON": str(stub), "CDPATH": str(tmp_path), "PRESET": "smoke"}
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=where, env=os.environ | settings
+        )
+        assert done.stdout == os.path.join(os.path.realpath(ROOT), "train.py") + "\n", done.stderr
+
+
 def test_reports_of_what_is_not_there(tmp_path, data_dir):
     data = ("--data_dir", data_dir)
     fails("report.py", tmp_path, *data, says="holds no run")
