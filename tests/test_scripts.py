@@ -36,20 +36,33 @@ def flags_of(program):
 
 
 def names_read(program):
-    """Attributes of `flags` or `f`, and strings, that a program's code outside its parser uses."""
+    """Flags that a program's code reads outside its parser: `flags.NAME`, getattr of a name in
+    the same loop, and the fields of train.Objective."""
     tree = ast.parse(source(program))
     for node in list(tree.body):
-        if isinstance(node, ast.FunctionDef) and node.name in (
-            "_flag_table",
-            "parse_flags",
-            "_parser",
-        ):
+        if getattr(node, "name", "") in ("_flag_table", "parse_flags", "_parser", "parse_args"):
             tree.body.remove(node)
-    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    fields = {node.target.id for node in ast.walk(tree)
-              if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}  # fmt: skip
-    return attributes | strings | fields
+
+    def is_flags(node):
+        name = getattr(node, "id", getattr(node, "attr", ""))
+        return name in ("flags", "f", "args")
+
+    def is_getattr(node):
+        called = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr"
+        return called and is_flags(node.args[0])
+
+    read = set()
+    for node in ast.walk(tree):
+        inside = list(ast.walk(node))
+        if isinstance(node, ast.Attribute) and is_flags(node.value):
+            read.add(node.attr)
+        elif isinstance(node, (ast.For, ast.DictComp, ast.ListComp)) and any(
+            map(is_getattr, inside)
+        ):
+            read |= {n.value for n in inside if isinstance(n, ast.Constant)}
+        elif isinstance(node, ast.ClassDef) and node.name == "Objective":
+            read |= {n.target.id for n in node.body if isinstance(n, ast.AnnAssign)}
+    return read
 
 
 @pytest.mark.parametrize("script, program", PIPELINE.items())
