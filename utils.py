@@ -131,7 +131,7 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
 
 
 def say(text: str) -> None:
-    """Print at once. A reader that has ended, such as `tee`, does not end what is printed of."""
+    """Print at once. Where the reader has ended, as `tee` does by a Ctrl-C, the run goes on."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
