@@ -139,7 +139,7 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
     """(file name, title, what it shows, figure) of every picture that a run's files allow."""
     stages = [os.path.join(run, name) for name in ("group", "split")]
     stages = [stage for stage in stages if os.path.isdir(stage)] or [run]
-    tree, evaluated = None, None
+    tree, evaluated, older = None, None, ""
     for stage in stages:
         name, metrics = os.path.basename(os.path.abspath(stage)), utils.read_metrics(stage)
         net = read_network(stage, data, data_dir)
@@ -164,6 +164,9 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
         if os.path.exists(result):
             evaluated = utils.read_json(result)
             evaluation.check_dataset(result, evaluated, data, data_dir, split="test")
+            step, newest = evaluated["step"], max(utils.checkpoint_steps(stage), default=0)
+            older = f" Of step {step:,}; by now there is {newest:,}: run eval.py again."
+            older = older if step < newest else ""
     if tree is not None:
         text = (
             "Each box is a branch with its own weights; behind a leaf, the classes it tells apart."
@@ -176,7 +179,7 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
         yield (
             "confusion",
             "Confusions",
-            _confusions(matrix, groups),
+            _confusions(matrix, groups) + older,
             pictures.confusion(matrix, groups),
         )
 

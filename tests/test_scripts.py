@@ -204,6 +204,10 @@ def test_pipeline_with_flags_that_override(tmp_path, data_dir):
     description = utils.read_json(photos / "split.json")
     utils.write_json(photos / "split.json", description | {"dataset": "cifar100"})
     fails("report.py", runs, "--data_dir", photos, says="was trained on synthetic")
+    assert "by now there is" not in page
+    utils.write_json(runs / "split" / "eval" / "result.json", tree | {"step": tree["step"] - 1})
+    assert inside("report.py", runs, "--data_dir", data_dir)[0] == 0
+    assert f"by now there is {tree['step']}" in (runs / "report.html").read_text()
     tree["group_classes"].reverse()
     utils.write_json(runs / "split" / "eval" / "result.json", tree)
     status, out, error = inside("report.py", runs, "--data_dir", data_dir)
