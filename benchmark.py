@@ -271,8 +271,7 @@ def _made_up_batches(batch_size: int):
 
 def make_pipeline(batch_size, batches_per_step):
     """Nothing but batches, on one core."""
-    if hasattr(os, "sched_setaffinity"):  # not on macOS, where it may take more
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     batches = _made_up_batches(batch_size)
 
     def step():

@@ -78,8 +78,7 @@ def torch_step(k: float, batch_size: int, precision: str) -> Callable[[], None]:
     from torch import nn
     from torch.nn import functional as F
 
-    if hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     class Block(nn.Module):

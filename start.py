@@ -26,7 +26,7 @@ def network_to_go_on(path: str, tensors, flags: argparse.Namespace, about: dict)
     """The network of a checkpoint of the same stage, whose whole state is to be restored.
 
     Returns:
-        The network, and what its run's start says of it (`find`).
+        The network, and what the checkpoint says of itself.
     """
     if "description" not in tensors:
         raise ValueError(
@@ -45,51 +45,45 @@ def network_to_go_on(path: str, tensors, flags: argparse.Namespace, about: dict)
         )
     _check_network(path, net.config, flags, also=("bn_no_scale",))
     evaluation.check_dataset(path, description, about, flags.data_dir)
-    groups = description.get("class_groups", "" if flags.stage == "baseline" else "learned")
-    _check_given(path, groups, description.get("seed"), flags)
-    return net, {
-        "class_groups": groups,
-        "basemodel_sha256": description.get("basemodel_sha256"),
-    }
+    _check_given(path, description, flags)
+    return net, description
 
 
-def _check_given(path: str, groups: str, seed: int, flags: argparse.Namespace) -> None:
+def _check_given(path: str, description: dict, flags: argparse.Namespace) -> None:
     """Raise ValueError where a checkpoint's class groups are not those that --groups gives."""
-    wanted, there = flags.groups, groups
+    wanted, there = flags.groups, description.get("class_groups")
     if wanted == there == "random":
-        wanted, there = f"random --seed {flags.seed}", f"random --seed {seed}"
-    if wanted and wanted != there:
+        wanted, there = f"random --seed {flags.seed}", f"random --seed {description.get('seed')}"
+    if wanted and there and wanted != there:
         raise ValueError(
             f"{path} is of groups {there}, not {wanted}: name another --train_dir for these"
         )
 
 
-def network_from_weights(path: str, flags: argparse.Namespace, about: dict):
+def network_from_weights(path: str, tensors, flags: argparse.Namespace, about: dict):
     """The network of a new run from other weights: of the same kind, or a grouped one, cut.
 
     Returns:
-        The network, and who made its class groups: learned, one of `class_groups.KINDS`, or empty.
+        The network, and what the checkpoint says of itself.
     """
     changes = {name: getattr(flags, name) for name in ("dropout_keep_prob", "bn_no_scale")}
-    base, description = evaluation.load_network(path, utils.read_checkpoint(path), **changes)
+    base, description = evaluation.load_network(path, tensors, **changes)
     evaluation.check_dataset(path, description, about, flags.data_dir)
     grouped = max(base.config.groups) > 1
     if flags.stage == "split" and flags.groups:
-        return _cut_as_given(path, base, flags), flags.groups
+        return _cut_as_given(path, base, flags), description
     if flags.stage == "split":
         _check_network(path, base.config, flags)
         if not grouped:
             raise ValueError(
                 f"{path} has no groups to cut: run --stage group first, or give some with --groups"
             )
-        if isinstance(base, resnet.ResNet):
-            return resnet.split(base), "learned"
-        return base, description.get("class_groups", "learned")
+        tree = resnet.split(base) if isinstance(base, resnet.ResNet) else base
+        return tree, description
     if not isinstance(base, resnet.ResNet):
         raise ValueError(f"{path} is a tree already: only stage split goes on from it")
     _check_network(path, base.config, flags, groups=grouped)
-    net = _with_weights_of(base, network_config(flags), flags.seed)
-    return net, "learned" if flags.stage == "group" else ""
+    return _with_weights_of(base, network_config(flags), flags.seed), description
 
 
 def _with_weights_of(base: resnet.ResNet, config: resnet.NetworkConfig, seed: int) -> resnet.ResNet:
@@ -147,10 +141,8 @@ def _check_network(path, config, flags, groups=True, also=()) -> None:
         )
 
 
-def weights_sha256(path: str) -> str:
-    """Of a checkpoint's weights and statistics: the same wherever these are, with an optimizer or
-    without."""
-    tensors = utils.read_checkpoint(path)
+def weights_sha256(tensors: dict[str, np.ndarray]) -> str:
+    """Of a checkpoint's weights and statistics: the same with an optimizer and without."""
     names = [name for name in sorted(tensors) if name.startswith("net/")] or sorted(tensors)
     digest = hashlib.sha256()
     for name in names:
@@ -169,7 +161,7 @@ def _check_basemodel(flags: argparse.Namespace, sha256: str | None) -> None:
         return
     try:
         path = utils.find_checkpoint(flags.basemodel)
-        same = weights_sha256(path) == sha256
+        same = weights_sha256(utils.read_checkpoint(path)) == sha256
     except ValueError:
         return  # it is gone: nothing needs it any more
     if not same:
@@ -183,9 +175,10 @@ def find(flags: argparse.Namespace, run: utils.Run, about: dict):
     """What a run starts from; prints it.
 
     Returns:
-        The network; the checkpoint whose state is to be restored, None if there is none; and what
-        the start says of the run from then on: `class_groups` (`network_from_weights`) and
-        `basemodel_sha256` (`weights_sha256` of --basemodel, empty without).
+        The network; the checkpoint whose state is to be restored, None if there is none; and
+        `about` with what the start adds to it: `class_groups` are those of the checkpoint that it
+        comes from if that has some, `basemodel_sha256` is `weights_sha256` of --basemodel, empty
+        without.
 
     Raises:
         ValueError: it does not fit the flags, or no checkpoint of the run can be read.
@@ -201,9 +194,9 @@ def find(flags: argparse.Namespace, run: utils.Run, about: dict):
             print(f"ignoring it: {error}")
             continue
         print(f"going on from {path}, step {step}")
-        net, origin = network_to_go_on(path, tensors, flags, about)
-        _check_basemodel(flags, origin["basemodel_sha256"])
-        return net, path, origin
+        net, description = network_to_go_on(path, tensors, flags, about)
+        _check_basemodel(flags, description.get("basemodel_sha256"))
+        return net, path, about | _origin(description, about)
     if steps:
         raise ValueError(
             f"none of the {len(steps)} checkpoints in {flags.train_dir} can be read: remove them "
@@ -212,17 +205,25 @@ def find(flags: argparse.Namespace, run: utils.Run, about: dict):
     if flags.checkpoint:
         path = utils.find_checkpoint(flags.checkpoint)
         print(f"going on from {path} (--checkpoint)")
-        net, origin = network_to_go_on(path, utils.read_checkpoint(path), flags, about)
-        return net, path, origin
+        net, description = network_to_go_on(path, utils.read_checkpoint(path), flags, about)
+        return net, path, about | _origin(description, about)
     if flags.basemodel:
         path = utils.find_checkpoint(flags.basemodel)
         print(f"starting from the weights of {path} (--basemodel)")
-        net, groups = network_from_weights(path, flags, about)
-        return net, None, {"class_groups": groups, "basemodel_sha256": weights_sha256(path)}
+        tensors = utils.read_checkpoint(path)
+        net, description = network_from_weights(path, tensors, flags, about)
+        description |= {"basemodel_sha256": weights_sha256(tensors)}
+        return net, None, about | _origin(description, about)
     print(f"starting from new weights, seed {flags.seed}")
-    groups = "learned" if flags.stage == "group" else ""
     net = resnet.ResNet(network_config(flags), flags.seed)
-    return net, None, {"class_groups": groups, "basemodel_sha256": ""}
+    return net, None, about | {"basemodel_sha256": ""}
+
+
+def _origin(description: dict, about: dict) -> dict:
+    return {
+        "class_groups": description.get("class_groups") or about["class_groups"],
+        "basemodel_sha256": description.get("basemodel_sha256"),
+    }
 
 
 # ---------------------------------------------------------------- flags of its last start
@@ -252,7 +253,7 @@ def complete_result(flags: argparse.Namespace, about: dict) -> dict | None:
         return None
     evaluation.check_dataset(flags.train_dir, result, about, flags.data_dir)
     # An extension that came to nothing leaves its number of steps in config.json.
-    changes = [c for c in _changed_flags(config, flags) if not c.startswith("--max_steps ")]
+    changes = _changed_flags(config, flags, besides=("max_steps",))
     if changes:
         raise ValueError(
             f"{flags.train_dir} is complete, and was trained with other flags "
@@ -262,26 +263,25 @@ def complete_result(flags: argparse.Namespace, about: dict) -> dict | None:
     return result
 
 
-def _changed_flags(config: dict, flags: argparse.Namespace) -> list[str]:
+def _changed_flags(config: dict, flags: argparse.Namespace, besides=()) -> list[str]:
     """How the flags that numbers depend on differ from those in a run's config.json."""
     same_numbers = (
+        *besides,
         "train_dir", "data_dir", "basemodel", "checkpoint", "preset", "keep", "display",
         "val_interval", "checkpoint_interval", "group_summary_interval",
+        "ngroups1", "ngroups2", "ngroups3",  # `ngroups` is all of them
     )  # fmt: skip
-    # Left out in stage split, these are the base network's.
-    of_network = {"k": "k", "num_residual_units": "num_residual_units", "ngroups": "groups"}
-    given = json.loads(json.dumps(vars(flags)))
-    before, network = config.get("flags", {}), config.get("network", {})
-    for name, attribute in of_network.items():
-        before[name] = network.get(attribute, given[name])
-        given[name] = before[name] if given[name] is None else given[name]
-    shown = {"ngroups": "ngroups3, 2, 1"}
+    # What was left out in stage split, None, is the base network's.
+    network = config.get("network", {})
+    before = config.get("flags", {}) | {
+        name: network[attribute]
+        for name, attribute in [("k", "k"), ("num_residual_units",) * 2, ("ngroups", "groups")]
+        if attribute in network
+    }
     return [
-        f"--{shown.get(name, name)} {before[name]} -> {value}"
-        for name, value in given.items()
-        if name not in (*same_numbers, "ngroups1", "ngroups2", "ngroups3")
-        and name in before
-        and before[name] != value
+        f"--{name} {before[name]} -> {value}"
+        for name, value in json.loads(json.dumps(vars(flags))).items()
+        if name not in same_numbers and name in before and value not in (None, before[name])
     ]
 
 

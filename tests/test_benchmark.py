@@ -151,6 +151,31 @@ def test_files_of_peers_and_of_the_table_are_two():
     assert both.output_file == "benchmark.json"
 
 
+def test_waiting_is_measured_after_the_batches_that_were_ready(monkeypatch):
+    class Fed:
+        """Two steps to start; batches that were ready take no time, later ones half of a step."""
+
+        def __init__(self, *_, **__):
+            self.steps = 2
+
+        def seconds(self):
+            self.steps += 1
+            return 1.0
+
+        def told(self):
+            waits = [float(i >= benchmark.READY) for i in range(self.steps)]
+            return {"waits": waits, "steps": [2.0] * self.steps}
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(benchmark, "Contender", Fed)
+    assert benchmark.pipeline(benchmark.parse_flags(["--only", "pipeline"]))["wait_share"] == 0.5
+
+
 def test_first_step_is_counted_from_the_processs_start():
     with contenders.Contender(benchmark.make_training, "baseline", 1.0, 1, "float32", 2) as it:
         assert 1 < it.about["first_step_seconds"] < 60
