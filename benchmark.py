@@ -17,9 +17,11 @@ import argparse
 import importlib.util
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
 import utils  # isort: skip, it quiets TensorFlow's start
 import numpy as np
 import tensorflow as tf
@@ -63,7 +65,7 @@ READY = 10  # batches at most that the pipeline holds ready when the first step 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Flags of a benchmark; a mistake ends the program with one line."""
-    parser = utils.FlagParser(__doc__.partition("\n")[0])
+    parser = utils.FlagParser(__doc__)
     add, count = parser.add_argument, utils.number(int, low=1)
     add("--only", default="", help=f"one or some of {','.join(PARTS)} (default: all)")
     add("--devices", default="", help="of part parallel (default: the GPUs, else logical CPUs)")

@@ -102,6 +102,7 @@ def main() -> None:
     pipe = multiprocessing.connection.Connection(int(sys.argv[1]))
     try:
         module, name, args, threads = pipe.recv()
+        sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for PYTHONSAFEPATH
         make = getattr(importlib.import_module(module), name)
         if threads:
             import tensorflow as tf

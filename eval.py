@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Sequence
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
 import utils  # isort: skip, it quiets TensorFlow's start
 import numpy as np
 import tensorflow as tf
@@ -29,7 +31,7 @@ import resnet
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Flags of an evaluation; a mistake ends the program with one line."""
-    parser = utils.FlagParser(__doc__.partition("\n")[0])
+    parser = utils.FlagParser(__doc__)
     add = parser.add_argument
     add(
         "--checkpoint",

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+import runtime
+
 LEARNING_RATE, MOMENTUM, L2_WEIGHT = 0.1, 0.9, 1e-4
 NUM_CLASSES = 100
 
@@ -24,11 +26,9 @@ def random_batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def keras_step(k: float, batch_size: int, precision: str) -> Callable[[], None]:
     """`keras.layers`, `model.compile`, `train_on_batch`: WRN-16-k."""
-    import os
-
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras on another framework is no peer of ours
-    import keras
-    from keras import layers
+    with runtime.surroundings():  # with oneDNN, as ours; Keras on TensorFlow
+        import keras
+        from keras import layers
 
     dtype = "float32" if precision == "float32" else f"mixed_{precision}"
     keras.config.set_dtype_policy(dtype)

@@ -64,10 +64,12 @@ def default_device() -> str:
     return "/GPU:0" if gpus else "/CPU:0"
 
 
-def _copy_to(device: str, net: resnet.ResNet | resnet.SplitResNet):
-    """The same network with its variables on another device."""
+def _copy_to(device: str | None, net: resnet.ResNet | resnet.SplitResNet):
+    """The same network on another device (None: on TensorFlow's first), its weights constant."""
     with tf.device(device):
-        return resnet.copy(net)
+        copy = resnet.copy(net)
+    resnet.freeze(copy)
+    return copy
 
 
 # ---------------------------------------------------------------- training on several
@@ -275,6 +277,7 @@ class Horizontal:
         else:
             part = resnet.Linear(name, layer.inputs, mine(layer.outputs))
         part.cut(layer)
+        resnet.freeze(part)
         return part
 
     def _on_each(self, function, *values) -> list[tf.Tensor]:
@@ -321,11 +324,11 @@ class Horizontal:
 
 
 def place(net: resnet.ResNet | resnet.SplitResNet, devices: Sequence[str], placement: str):
-    """`net` itself, or something that is called like it and computes on the given devices."""
+    """Something that is called like `net` and computes the same on the given devices."""
     if placement != "single":
         return PlacedTree(net, devices, hybrid=placement == "hybrid")
     if not devices:
-        return net
+        return _copy_to(None, net)
     copy = _copy_to(devices[0], net)
 
     def on_device(images):

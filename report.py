@@ -15,9 +15,11 @@ import base64
 import html
 import io
 import os
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
 import utils  # isort: skip, it quiets TensorFlow's start
 import numpy as np
 
@@ -45,7 +47,7 @@ table { border-collapse: collapse; } td, th { padding: 0.2rem 0.9rem 0.2rem 0; t
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """The run's folder and its data; a mistake ends the program with one line."""
-    parser = utils.FlagParser(__doc__.partition("\n")[0], needed=("run",))
+    parser = utils.FlagParser(__doc__, needed=("run",))
     parser.usage = "%(prog)s RUN --FLAG VALUE ..."
     parser.add_argument("run", nargs="?", help="a pipeline's folder or a run's")
     parser.add_argument("--data_dir", default="data/cifar100", help="for names and images")

@@ -15,8 +15,10 @@ import json
 import os
 import shutil
 import statistics
+import sys
 from collections.abc import Sequence
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
 import utils  # isort: skip, it quiets TensorFlow's start
 import numpy as np
 
@@ -51,7 +53,7 @@ ROWS = [row + kind for _, row, *paper in TABLE_1 for kind in ("", *(f"-{v}" for 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Flags and one folder; a mistake ends the program with one line."""
-    parser = utils.FlagParser(__doc__.partition("\n")[0])
+    parser = utils.FlagParser(__doc__)
     parser.usage = "%(prog)s FOLDER --FLAG VALUE ..."
     parser.add_argument("folder", nargs="?", default=RESULTS, help=f"default: {RESULTS}")
     parser.add_argument("--publish", action="store_true", help=f"copy its rows into {RESULTS}/")

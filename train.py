@@ -17,11 +17,13 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import time
 import zlib
 from collections.abc import Sequence
 from typing import NoReturn
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
 import utils  # isort: skip, it quiets TensorFlow's start
 import numpy as np
 import tensorflow as tf
@@ -117,7 +119,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     are None where they were not given: the cut network's hold.
     """
     table = _flag_table()
-    parser = utils.FlagParser(__doc__.partition("\n")[0], needed=("stage", "train_dir"))
+    parser = utils.FlagParser(__doc__, needed=("stage", "train_dir"))
     parser.add_argument("--stage", choices=STAGES, help=" | ".join(STAGES))
     for name, kind, default, stages, text in table:
         shown = f" (default: {default})" if default not in (None, "") else ""

@@ -1,7 +1,7 @@
 """A run's plumbing: flags, errors, the run directory, metrics, checkpoints, schedules.
 
-Import this module before the others: it loads TensorFlow without the messages of its start, which
-no setting of TensorFlow's own suppresses. Set TF_CPP_MIN_LOG_LEVEL=0 to see them.
+Import this module before the others: it loads TensorFlow in the right surroundings (`runtime`), for
+which the others would be too late.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import difflib
 import fcntl
+import functools
 import glob
 import io
 import json
@@ -23,18 +24,19 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "0":
-    _stderr = os.dup(2)
-    with open(os.devnull, "w") as _null:
-        os.dup2(_null.fileno(), 2)
-    try:
-        import tensorflow as tf
-    finally:
-        os.dup2(_stderr, 2)
-        os.close(_stderr)
+import runtime
 
-import numpy as np
-import tensorflow as tf
+if runtime.is_command():
+    runtime.prepare()
+with runtime.surroundings():
+    try:
+        import numpy as np
+        import tensorflow as tf
+        from tensorflow.python.util import _pywrap_util_port
+    except ImportError as error:
+        if not runtime.is_command():
+            raise
+        runtime.fail(f"TensorFlow cannot be loaded ({error})")
 
 CHECKPOINT = "model.ckpt"
 UNFINISHED = "model.ckpt-unfinished"  # folder of a checkpoint that is being written
@@ -50,9 +52,9 @@ class FlagParser(argparse.ArgumentParser):
     not reported as missing.
     """
 
-    def __init__(self, description: str | None, needed: Sequence[str] = ()):
+    def __init__(self, doc: str | None, needed: Sequence[str] = ()):
         super().__init__(
-            description=description,
+            description=(doc or "").partition("\n")[0],  # `python -OO` leaves docstrings out
             allow_abbrev=False,
             usage="%(prog)s --FLAG VALUE ...",
         )
@@ -229,6 +231,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
         "numpy": np.__version__,
+        "onednn": "on" if _pywrap_util_port.IsMklEnabled() else "off",
         "git": git_revision(),
     }
 
@@ -250,13 +253,35 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+# Flags of /proc/cpuinfo that tell how fast convolutions are, the best first, with usual names.
+INSTRUCTION_SETS = {
+    "amx_tile": "amx",
+    "avx512_bf16": "avx512_bf16",
+    "avx512_vnni": "avx512_vnni",
+    "avx512f": "avx512",
+    "avx_vnni": "avx2_vnni",
+    "avx2": "avx2",
+    "avx": "avx",
+    "sse4_2": "sse4_2",
+    "sve": "sve",
+    "asimd": "neon",
+}
+
+
 def hardware() -> str:
-    """The processor, its cores and the GPUs, for a table's caption."""
-    name = platform.processor() or platform.machine()
+    """The processor, its instruction set, its cores and the GPUs, for a table's caption."""
+    name, flags = platform.processor() or platform.machine(), set()
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        name = re.search(r"model name\s*: (.*)", file.read() + "\nmodel name: " + name).group(1)
+        lines = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", file.read(), re.MULTILINE))
+        name = lines.get("model name", name)
+        flags = set(lines.get("flags", lines.get("Features", "")).split())
+    best = next((title for flag, title in INSTRUCTION_SETS.items() if flag in flags), "")
+    # A limit that a person set may leave less of it; oneDNN reads both names.
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
+    if limit and limit.lower() not in ("default", "all"):
+        best = f"{best}, oneDNN up to {limit.lower()}".removeprefix(", ")
     cores = num_cores()
-    parts = [f"{name}, {cores} core{'s' if cores > 1 else ''}"]
+    parts = [name + (f" ({best})" if best else ""), f"{cores} core{'s' if cores > 1 else ''}"]
     for gpu in tf.config.list_physical_devices("GPU"):
         parts.append(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU"))
     return ", ".join(parts)
@@ -438,11 +463,8 @@ class Run:
 
     def _writer(self):
         """Of event files; None where TensorBoard is not installed, which summaries need."""
-        if self._events is None:
-            with contextlib.suppress(ImportError):
-                import tensorboard  # noqa: F401
-
-                self._events = tf.summary.create_file_writer(self.directory)
+        if self._events is None and has_summaries():
+            self._events = tf.summary.create_file_writer(self.directory)
         return self._events
 
     def best(self, key: str = "val_accuracy") -> tuple[int, float] | None:
@@ -500,6 +522,16 @@ class Run:
                 os.remove(data)
                 torn.append(path)
         return torn
+
+
+@functools.cache
+def has_summaries() -> bool:
+    """Whether TensorBoard is there with what tf.summary uses of it, not a folder of its name."""
+    try:
+        from tensorboard.summary.v2 import image, scalar  # noqa: F401
+    except Exception:  # one that does not fit TensorFlow may raise anything
+        return False
+    return True
 
 
 class Follower(Run):
