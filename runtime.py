@@ -68,22 +68,24 @@ def surroundings() -> Iterator[None]:
     """The environment in which TensorFlow and Keras are to be imported; the caller's comes back.
 
     - oneDNN is on, also where TensorFlow leaves it out, as with AVX2: a training step takes two
-      thirds of the time. What TF_ENABLE_ONEDNN_OPTS says counts.
+      thirds of the time. What TF_ENABLE_ONEDNN_OPTS says counts. This variable stays: some of
+      TensorFlow reads it later.
     - Keras and matplotlib, which TensorFlow imports, do not read the backends that were set for
       other programs, some of which exist there only.
-    - TensorFlow says nothing at its start unless TF_CPP_MIN_LOG_LEVEL is set, in a command not even
-      what no setting of its own suppresses.
+    - In a command TensorFlow says nothing at its start, not even what no setting of its own
+      suppresses, unless TF_CPP_MIN_LOG_LEVEL is set.
     """
+    if platform.machine().lower() in X86:
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    quiet = is_command() and "TF_CPP_MIN_LOG_LEVEL" not in os.environ
+    if quiet:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     before = dict(os.environ)
-    for name in list(os.environ):
+    for name in before:
         if name.startswith("KERAS_") or name == "TF_USE_LEGACY_KERAS":
             del os.environ[name]
     # No folder, so that there is no keras.json in it.
     os.environ |= {"MPLBACKEND": "agg", "KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull}
-    if platform.machine().lower() in X86:
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    quiet = is_command() and "TF_CPP_MIN_LOG_LEVEL" not in os.environ
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         with warnings.catch_warnings(), _no_stderr() if quiet else contextlib.nullcontext():
             warnings.simplefilter("ignore")  # PYTHONWARNINGS=error would end TensorFlow's import
