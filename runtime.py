@@ -16,7 +16,11 @@ import warnings
 from collections.abc import Iterator
 
 REQUIRED = ("numpy", "tensorflow", "six", "grpc", "matplotlib", "sklearn")  # requirements.txt
-X86 = ("x86_64", "amd64", "i386", "i686")
+
+
+def is_x86() -> bool:
+    """Whether the processor is one that oneDNN's kernels are of."""
+    return platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 
 
 def is_command() -> bool:
@@ -75,7 +79,7 @@ def surroundings() -> Iterator[None]:
     - In a command TensorFlow says nothing at its start, not even what no setting of its own
       suppresses, unless TF_CPP_MIN_LOG_LEVEL is set.
     """
-    if platform.machine().lower() in X86:
+    if is_x86():
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     quiet = is_command() and "TF_CPP_MIN_LOG_LEVEL" not in os.environ
     if quiet:

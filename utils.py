@@ -268,20 +268,28 @@ INSTRUCTION_SETS = {
 }
 
 
+def instruction_set(cpuinfo: str) -> str:
+    """The best of INSTRUCTION_SETS that /proc/cpuinfo's text tells of; empty without any."""
+    flags = re.search(r"^(?:flags|Features)\s*: (.*)$", cpuinfo, re.MULTILINE)
+    words = set(flags[1].split()) if flags else set()
+    return next((title for flag, title in INSTRUCTION_SETS.items() if flag in words), "")
+
+
 def hardware() -> str:
     """The processor, its instruction set, its cores and the GPUs, for a table's caption."""
-    name, flags = platform.processor() or platform.machine(), set()
+    cpuinfo = ""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        lines = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", file.read(), re.MULTILINE))
-        name = lines.get("model name", name)
-        flags = set(lines.get("flags", lines.get("Features", "")).split())
-    best = next((title for flag, title in INSTRUCTION_SETS.items() if flag in flags), "")
-    # A limit that a person set may leave less of it; oneDNN reads both names.
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
-    if limit and limit.lower() not in ("default", "all"):
-        best = f"{best}, oneDNN up to {limit.lower()}".removeprefix(", ")
+        cpuinfo = file.read()
+    name = re.search(r"^model name\s*: (.*)$", cpuinfo, re.MULTILINE)
+    name = name[1] if name else platform.processor() or platform.machine()
+    sets = [instruction_set(cpuinfo)]
+    # A limit that a person set leaves less of it; oneDNN reads both names.
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "default"
+    if limit.lower() not in ("default", "all"):
+        sets.append(f"oneDNN up to {limit.lower()}")
+    known = ", ".join(filter(None, sets))
     cores = num_cores()
-    parts = [name + (f" ({best})" if best else ""), f"{cores} core{'s' if cores > 1 else ''}"]
+    parts = [f"{name} ({known})" if known else name, f"{cores} core{'s' if cores > 1 else ''}"]
     for gpu in tf.config.list_physical_devices("GPU"):
         parts.append(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU"))
     return ", ".join(parts)
