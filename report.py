@@ -47,8 +47,9 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """The run's folder and its data; a mistake ends the program with one line."""
     parser = utils.FlagParser(__doc__.partition("\n")[0], needed=("run",))
     parser.usage = "%(prog)s RUN --FLAG VALUE ..."
-    parser.add_argument("run", nargs="?", help="a pipeline's folder or a run's")
-    parser.add_argument("--data_dir", default="data/cifar100", help="for names and images")
+    add = parser.add_argument
+    add("run", nargs="?", type=utils.path, help="a pipeline's folder or a run's")
+    add("--data_dir", type=utils.path, default="data/cifar100", help="for names and images")
     return parser.parse_args(argv)
 
 

@@ -106,6 +106,28 @@ def number(kind: type, low=None, high=None, above=None, below=None) -> Callable[
     return convert
 
 
+def path(text: str) -> str:
+    """A flag type: a path of this machine. `~` and `~user` are home folders in `--flag=~/x`, too,
+    which the shell leaves as it is."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise argparse.ArgumentTypeError(
+            f"expected a path of this machine, got {text!r}: copy it here, or mount it"
+        )
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise argparse.ArgumentTypeError(
+            f"expected a path, got {text!r}, a home folder that there is not: write ./~ for a name "
+            "that begins with ~"
+        )
+    try:
+        expanded.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f"expected a path in UTF-8, got {text!r}: rename it, or name a link to it"
+        ) from None
+    return expanded
+
+
 def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Run a script; what goes wrong in a foreseen way ends in one line and status 1."""
     name = os.path.basename(sys.argv[0])
