@@ -229,7 +229,9 @@ def _confusions(matrix: np.ndarray, groups: Sequence[Sequence[int]]) -> str:
 
 def write_page(run: str, title: str, words: str, found) -> str:
     """report.html with all pictures of `found` inside, and each of them as report/NAME.png."""
-    os.makedirs(os.path.join(run, "report"), exist_ok=True)
+    folder = os.path.join(run, "report")
+    with utils.writing(folder):
+        os.makedirs(folder, exist_ok=True)
     parts = [f"<h1>{html.escape(title)}</h1>"]
     if "SYNTHETIC" in title:
         parts.append(
@@ -240,7 +242,7 @@ def write_page(run: str, title: str, words: str, found) -> str:
     for name, heading, text, figure in found:
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
-        with utils.atomic_write(os.path.join(run, "report", f"{name}.png"), "wb") as file:
+        with utils.atomic_write(os.path.join(folder, f"{name}.png"), "wb") as file:
             file.write(picture.getvalue())
         encoded = base64.b64encode(picture.getvalue()).decode()
         parts.append(

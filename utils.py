@@ -169,16 +169,30 @@ def _no_reader() -> None:
 
 
 @contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Raise ValueError that names what was to be written: a full disk's own error does not."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"{path} cannot be written ({reason}): make room there, or make it writable, and run "
+            "the same command again"
+        ) from None
+
+
+@contextlib.contextmanager
 def atomic_write(path: str, mode: str = "w") -> Iterator:
     """Open a file that appears whole under its name or not at all, whoever else writes it."""
     temporary = f"{path}.{os.getpid()}.part"
     encoding = None if "b" in mode else "utf-8"
     try:
-        with open(temporary, mode, encoding=encoding) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with writing(path):
+            with open(temporary, mode, encoding=encoding) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
@@ -385,7 +399,7 @@ class Run:
         except OSError as error:
             raise ValueError(
                 f"{directory} cannot be used as a run directory ({error.strerror}): name another "
-                "--train_dir, or make it writable"
+                "--train_dir, or make room there or make it writable"
             ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -394,6 +408,8 @@ class Run:
                 f"another run is using {directory}: wait for it, end it, or name another "
                 "--train_dir"
             ) from None
+        except OSError as error:  # some network file systems have no locks
+            say(f"{directory} cannot be locked ({error.strerror}): let no other run use it")
 
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)
@@ -404,7 +420,8 @@ class Run:
 
     def close(self) -> None:
         if self._events is not None:
-            self._events.close()
+            with writing(self.directory):
+                self._events.close()
         if self._new and os.listdir(self.directory) == ["lock"]:  # refused before it began
             os.remove(self.path("lock"))
             os.rmdir(self.directory)
@@ -416,7 +433,29 @@ class Run:
     def __exit__(self, *_) -> None:
         self.close()
 
+    def check_nothing_lost(self) -> None:
+        """Raise ValueError where a run left results, but no checkpoint that it could go on from.
+
+        One that was stopped before its first checkpoint says so by NOTHING_SAVED.
+        """
+        left = half_checkpoints(self.directory)
+        if not left and not os.path.exists(self.path(NOTHING_SAVED)):
+            left = ["it has metrics.jsonl"] if read_metrics(self.directory) else []
+            left += ["it has result.json"] if os.path.exists(self.path("result.json")) else []
+        if left:
+            raise ValueError(
+                f"{self.directory} is of a run, but holds no whole checkpoint ({'; '.join(left)}): "
+                "copy what is missing (model.ckpt-STEP.index and .data-00000-of-00001) to go on; "
+                "to start anew, name another --train_dir or move this folder away"
+            )
+
     # metrics
+
+    def begin(self) -> None:
+        """No metrics yet, nor a checkpoint."""
+        with writing(self.path(NOTHING_SAVED)), open(self.path(NOTHING_SAVED), "w"):
+            pass
+        self.resume_metrics(-1)
 
     def resume_metrics(self, step: int) -> None:
         """Keep the metrics up to `step`; drop what was logged beyond that checkpoint."""
@@ -432,7 +471,8 @@ class Run:
         """Append a line to metrics.jsonl; its numbers to event files if TensorBoard is there."""
         record = {"step": step} | values
         self.metrics.append(record)
-        with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
+        path = self.path("metrics.jsonl")
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self._log_events(step, values)
 
@@ -440,7 +480,7 @@ class Run:
         writer = self._writer()
         if writer is None:
             return
-        with writer.as_default(step):
+        with writing(self.directory), writer.as_default(step):
             for name, value in values.items():
                 if isinstance(value, int | float):
                     tf.summary.scalar(name, value)
@@ -451,7 +491,7 @@ class Run:
         writer = self._writer()
         if writer is None:
             return
-        with writer.as_default(step):
+        with writing(self.directory), writer.as_default(step):
             for name, figure in draw().items():
                 file = io.BytesIO()
                 figure.savefig(file, format="png")
@@ -461,7 +501,7 @@ class Run:
     def _writer(self):
         """Of event files; None where TensorBoard is not installed, which summaries need."""
         if self._events is None:
-            with contextlib.suppress(ImportError):
+            with contextlib.suppress(ImportError), writing(self.directory):
                 import tensorboard  # noqa: F401
 
                 self._events = tf.summary.create_file_writer(self.directory)
