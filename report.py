@@ -126,9 +126,10 @@ def read_network(run: str, data: dict, data_dir: str):
     """The network of a run's newest checkpoint; None if it has none.
 
     Raises:
-        ValueError: the checkpoint is damaged, or of another data set than the one in `data_dir`.
+        ValueError: the checkpoint is damaged, lacks a file, or is of another data set than the one
+            in `data_dir`.
     """
-    if not utils.checkpoint_steps(run):
+    if not utils.checkpoint_steps(run) and not utils.half_checkpoints(run):
         return None
     path = utils.find_checkpoint(run)
     net, description = evaluation.load_network(path, utils.read_checkpoint(path))

@@ -269,7 +269,8 @@ class Trainer(tf.Module):
             ValueError: it does not.
         """
         try:
-            self.checkpoint.read(path).assert_consumed()
+            with utils.plain_name(path) as plain:
+                self.checkpoint.read(plain).assert_consumed()
         except AssertionError as error:
             raise ValueError(f"{path} is not a checkpoint of this network: {error}") from None
         self.checkpoint.description.assign(self.description)
@@ -595,8 +596,10 @@ def _run(flags, data, about, strategy, interruption) -> int:
             "hardware": utils.hardware(),
             "versions": utils.versions(),
         })  # fmt: skip
-        # Without a checkpoint of its own, its metrics are of another run that was here.
-        run.resume_metrics(step if utils.checkpoint_steps(flags.train_dir) else -1)
+        if utils.checkpoint_steps(flags.train_dir):
+            run.resume_metrics(step)
+        else:
+            run.begin()
         cut_now, no_steps = step == 0 and flags.stage == "split", step == flags.max_steps
         if run.best() is None and (cut_now or no_steps):
             loop.validate()

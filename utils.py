@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import difflib
 import fcntl
-import glob
 import io
 import json
 import os
@@ -37,7 +36,8 @@ import numpy as np
 import tensorflow as tf
 
 CHECKPOINT = "model.ckpt"
-UNFINISHED = "model.ckpt-unfinished"  # folder of a checkpoint that is being written
+UNFINISHED = "model.ckpt-unfinished"  # folder of a checkpoint that is being written or removed
+NOTHING_SAVED = "no-checkpoint-yet"  # file of a run up to its first checkpoint
 
 
 # ---------------------------------------------------------------- flags and errors
@@ -314,10 +314,29 @@ def stepwise(
 
 def checkpoint_steps(directory: str) -> list[int]:
     """Steps of the complete checkpoints in a directory, ascending."""
-    pattern = re.compile(re.escape(CHECKPOINT) + r"-(\d+)\.index")
+    steps = _steps_of_any_file(directory)
+    return [step for step in steps if not _missing(checkpoint_path(directory, step))]
+
+
+def half_checkpoints(directory: str) -> list[str]:
+    """What looks like a checkpoint in a directory and lacks a file: each in words, oldest first."""
+    paths = [checkpoint_path(directory, step) for step in _steps_of_any_file(directory)]
+    return [f"{path}: it lacks {_words(_missing(path))}" for path in paths if _missing(path)]
+
+
+def _steps_of_any_file(directory: str) -> list[int]:
+    pattern = re.compile(re.escape(CHECKPOINT) + r"-(0|[1-9][0-9]*)\.(index|data).*")
     names = os.listdir(directory) if os.path.isdir(directory) else []
-    steps = [int(match.group(1)) for match in map(pattern.fullmatch, names) if match]
-    return sorted(s for s in steps if os.path.exists(_data_file(checkpoint_path(directory, s))))
+    return sorted({int(match.group(1)) for match in map(pattern.fullmatch, names) if match})
+
+
+def _missing(path: str) -> list[str]:
+    """Those of a checkpoint's two files that are not there."""
+    return [file for file in (_data_file(path), _index_file(path)) if not os.path.exists(file)]
+
+
+def _words(missing: Sequence[str]) -> str:
+    return " and ".join(map(os.path.basename, missing))
 
 
 def checkpoint_path(directory: str, step: int) -> str:
@@ -336,21 +355,64 @@ def _index_file(path: str) -> str:
 def find_checkpoint(path: str) -> str:
     """The checkpoint that a flag names: `.../model.ckpt-STEP`, or the newest of a run directory.
 
+    Prints which ones it passes over there because a file of theirs is missing.
+
     Raises:
         ValueError: there is none.
     """
     if os.path.isdir(path):
-        steps = checkpoint_steps(path)
+        steps, halves = checkpoint_steps(path), half_checkpoints(path)
         if steps:
+            for half in halves:
+                say(f"ignoring {half}")
             return checkpoint_path(path, steps[-1])
+        if halves:
+            raise ValueError(f"no checkpoint {halves[-1]}: copy that as well, or name another run")
         path = os.path.join(path, f"{CHECKPOINT}-*")
     path = path.removesuffix(".index")
-    if not (os.path.exists(_index_file(path)) and os.path.exists(_data_file(path))):
+    missing = _missing(path)
+    if len(missing) == 1:
+        raise ValueError(
+            f"no checkpoint {path}: it lacks {_words(missing)}: copy that as well, or name another "
+            "checkpoint"
+        )
+    if missing:
         raise ValueError(
             f"no checkpoint {path}: name a run directory that holds model.ckpt-STEP files, or one "
             "of them without its .index or .data ending"
         )
     return path
+
+
+@contextlib.contextmanager
+def plain_name(path: str) -> Iterator[str]:
+    """Another name of a checkpoint, under which TensorFlow finds it whatever its folder is called.
+
+    TensorFlow reads a checkpoint only if its name, taken for a pattern, matches itself, which one
+    with brackets or a backslash does not; and it knows no way to escape them.
+
+    Raises:
+        ValueError: there is no such name.
+        OSError: a file of the checkpoint cannot be opened.
+    """
+    for file in (_index_file(path), _data_file(path)):
+        try:
+            open(file, "rb").close()
+        except OSError as error:  # TensorFlow would report damage
+            raise OSError(f"{file} cannot be read ({error.strerror}): make it readable") from None
+    folder, name = os.path.split(path)
+    opened = os.open(folder or ".", os.O_RDONLY)
+    try:
+        link = f"/proc/self/fd/{opened}"  # Linux has it
+        plain = os.path.join(link if os.path.isdir(link) else folder, name)
+        if re.search(r"[\[\\]", plain):
+            raise ValueError(
+                f"TensorFlow cannot read {path} under a name with [ or \\: rename it, or name a "
+                "link to it"
+            )
+        yield plain
+    finally:
+        os.close(opened)
 
 
 def read_checkpoint(path: str) -> dict[str, np.ndarray]:
@@ -362,16 +424,17 @@ def read_checkpoint(path: str) -> dict[str, np.ndarray]:
         ValueError: it cannot be read; says what failed.
     """
     suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
-    try:
-        reader = tf.train.load_checkpoint(path)
-        return {
-            name.removesuffix(suffix).replace(".S", "/"): reader.get_tensor(name)
-            for name in reader.get_variable_to_shape_map()
-            if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
-        }
-    except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"checkpoint {path} is torn or damaged ({reason})") from None
+    with plain_name(path) as plain:
+        try:
+            reader = tf.train.load_checkpoint(plain)
+            return {
+                name.removesuffix(suffix).replace(".S", "/"): reader.get_tensor(name)
+                for name in reader.get_variable_to_shape_map()
+                if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+            }
+        except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:
+            reason = " ".join(str(error).split()).replace(plain, path)
+            raise ValueError(f"checkpoint {path} is torn or damaged ({reason})") from None
 
 
 # ---------------------------------------------------------------- the run directory
@@ -484,7 +547,7 @@ class Run:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     tf.summary.scalar(name, value)
-        writer.flush()
+            writer.flush()
 
     def log_pictures(self, step: int, draw: Callable[[], dict]) -> None:
         """The matplotlib figures that `draw` makes, by name, to TensorBoard; nothing without it."""
@@ -496,7 +559,7 @@ class Run:
                 file = io.BytesIO()
                 figure.savefig(file, format="png")
                 tf.summary.image(name, tf.io.decode_png(file.getvalue(), channels=3)[None])
-        writer.flush()
+            writer.flush()
 
     def _writer(self):
         """Of event files; None where TensorBoard is not installed, which summaries need."""
@@ -523,12 +586,16 @@ class Run:
         try:
             shutil.rmtree(part, ignore_errors=True)
             os.mkdir(part)
-            written = checkpoint.write(os.path.join(part, CHECKPOINT))
-            # The index comes last: without it a checkpoint does not count as one.
+            written = checkpoint.write(checkpoint_path(part, step))
             for file_of in (_data_file, _index_file):
                 with open(file_of(written), "rb") as file:
                     os.fsync(file.fileno())
+            # The index comes last: `discard_torn` can tell from it what was moved.
+            for file_of in (_data_file, _index_file):
                 os.replace(file_of(written), file_of(path))
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.path(NOTHING_SAVED))
+            self._remove_old(step)
         except (OSError, tf.errors.OpError) as error:
             last = checkpoint_steps(self.directory)[-1:]
             raise ValueError(
@@ -537,30 +604,36 @@ class Run:
                 "the same command again"
             ) from None
         finally:
-            shutil.rmtree(part, ignore_errors=True)
-        best = self.best()
+            self.discard_torn()
+        return path
+
+    def _remove_old(self, step: int) -> None:
+        """Remove the checkpoints before `step` that are not kept."""
+        best, unfinished = self.best(), self.path(UNFINISHED)
         # A damaged later one, passed over when this run began, is not what is to be kept.
         steps = [old for old in checkpoint_steps(self.directory) if old <= step]
         for old in steps[: -self.keep]:
             if best is None or old != best[0]:
-                self._remove(old)
-        return path
-
-    def _remove(self, step: int) -> None:
-        path = checkpoint_path(self.directory, step)
-        os.remove(_index_file(path))
-        os.remove(_data_file(path))
+                path = checkpoint_path(self.directory, old)
+                os.replace(_index_file(path), _index_file(checkpoint_path(unfinished, old)))
+                os.remove(_data_file(path))
 
     def discard_torn(self) -> list[str]:
-        """Remove what a killed run left of a checkpoint that it was writing; names it."""
-        torn = [self.path(UNFINISHED)] if os.path.isdir(self.path(UNFINISHED)) else []
-        shutil.rmtree(self.path(UNFINISHED), ignore_errors=True)
-        pattern = os.path.join(glob.escape(self.directory), _data_file(f"{CHECKPOINT}-*"))
-        for data in glob.glob(pattern):
-            path = data.removesuffix(_data_file(""))
-            if not os.path.exists(_index_file(path)):
-                os.remove(data)
-                torn.append(path)
+        """Remove what a killed run left of a checkpoint that it was writing; names it.
+
+        Where only the index had still to be moved, or was moved to remove the checkpoint, it joins
+        its data again: half a checkpoint is never this program's doing.
+        """
+        folder = self.path(UNFINISHED)
+        if not os.path.isdir(folder):
+            return []
+        torn = [folder]
+        for step in _steps_of_any_file(folder):
+            part, path = (checkpoint_path(d, step) for d in (folder, self.directory))
+            if _missing(part) == [_data_file(part)] and os.path.exists(_data_file(path)):
+                os.replace(_index_file(part), _index_file(path))
+                torn = []
+        shutil.rmtree(folder, ignore_errors=True)
         return torn
 
 
@@ -574,6 +647,9 @@ class Follower(Run):
         pass
 
     def close(self) -> None:
+        pass
+
+    def begin(self) -> None:
         pass
 
     def resume_metrics(self, step: int) -> None:
