@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import fcntl
 import io
 import json
@@ -184,18 +185,28 @@ def writing(path: str) -> Iterator[None]:
 @contextlib.contextmanager
 def atomic_write(path: str, mode: str = "w") -> Iterator:
     """Open a file that appears whole under its name or not at all, whoever else writes it."""
-    temporary = f"{path}.{os.getpid()}.part"
+    folder, name = os.path.split(path)  # a name may be as long as names can be
+    temporary = os.path.join(folder, f"{name[:50]}.{os.getpid()}.part")
     encoding = None if "b" in mode else "utf-8"
     try:
         with writing(path):
             with open(temporary, mode, encoding=encoding) as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                _sync(file)
             os.replace(temporary, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+def _sync(file) -> None:
+    """Wait until a file is on the disk, where the file system can tell."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def check_folder(folder: str, flag: str) -> None:
@@ -209,6 +220,15 @@ def check_file(path: str, flag: str) -> None:
     if os.path.isdir(path):
         raise ValueError(f"--{flag} {path} is a folder: name a file in it")
     check_folder(os.path.dirname(path) or ".", flag)
+    try:
+        os.stat(path)
+        reason = "" if os.path.isfile(path) else "it is no file"
+    except FileNotFoundError:
+        reason = ""
+    except OSError as error:  # the name is too long, or a part of it is a file
+        reason = error.strerror
+    if reason:
+        raise ValueError(f"--{flag} {path} cannot be written ({reason}): name another")
 
 
 def write_json(path: str, value) -> None:
@@ -235,10 +255,10 @@ def read_metrics(directory: str) -> list[dict]:
     records = []
     with (
         contextlib.suppress(FileNotFoundError),
-        open(os.path.join(directory, "metrics.jsonl"), encoding="utf-8") as file,
+        open(os.path.join(directory, "metrics.jsonl"), "rb") as file,
     ):
         for line in file:
-            # The last line of a killed run may be cut.
+            # The last line of a killed run may be cut, or anything after a crash of the machine.
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 record = json.loads(line)
                 if isinstance(record["step"], int):
@@ -458,6 +478,8 @@ class Run:
         self._new = not os.path.exists(directory)
         try:
             os.makedirs(directory, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(self.path(f"{UNFINISHED}/{'x' * 120}"))  # is there room for long names?
             self._lock = open(self.path("lock"), "w")  # noqa: SIM115, held as long as the run
         except OSError as error:
             raise ValueError(
@@ -589,7 +611,7 @@ class Run:
             written = checkpoint.write(checkpoint_path(part, step))
             for file_of in (_data_file, _index_file):
                 with open(file_of(written), "rb") as file:
-                    os.fsync(file.fileno())
+                    _sync(file)
             # The index comes last: `discard_torn` can tell from it what was moved.
             for file_of in (_data_file, _index_file):
                 os.replace(file_of(written), file_of(path))

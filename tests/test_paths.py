@@ -93,6 +93,22 @@ def test_names_that_are_not_text_are_refused():
         fails(script, *flags, status=2, says="expected a path in UTF-8, got 'runs/\\udcff'")
 
 
+def test_names_are_as_long_as_they_can_be_or_refused_at_once(odd, done, tmp_path):
+    flags = ("--checkpoint", done, "--data_dir", odd / "data", "--eval_dir", tmp_path)
+    longest = tmp_path / ("x" * 255)
+    assert f"{longest}\n" in succeeds("eval.py", *flags, "--output_file", longest)
+    for file, says in [
+        (f"{longest}x", "File name too long"),
+        (longest / "file", "Not a directory"),
+        ("/dev/null", "it is no file"),
+    ]:
+        fails("eval.py", *flags, "--output_file", file, says=["--output_file", says])
+    deep = str(tmp_path) + 15 * ("/" + 250 * "d")
+    deep += "/" + (3990 - len(deep)) * "d"
+    says = "cannot be used as a run directory (File name too long)"
+    fails("train.py", *train_flags("baseline", deep, odd / "data"), says=says)
+
+
 # ---------------------------------------------------------------- remote and home folders
 
 
@@ -236,6 +252,15 @@ def test_file_systems_without_locks(number, odd, tmp_path, monkeypatch):
     flags = train_flags("baseline", tmp_path / "run", odd / "data", max_steps=1)
     out = succeeds("train.py", *flags)
     assert f"{tmp_path}/run cannot be locked ({os.strerror(number)})" in out
+
+
+def test_file_systems_that_cannot_tell_what_is_on_the_disk(tmp_path, monkeypatch):
+    def fsync(_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    utils.write_json(tmp_path / "file.json", {"a": 1})
+    assert utils.read_json(tmp_path / "file.json") == {"a": 1}
 
 
 @contextlib.contextmanager
