@@ -35,9 +35,15 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add(
         "--checkpoint",
+        type=utils.path,
         help="run directory (its newest checkpoint) or model.ckpt-STEP",
     )
-    add("--data_dir", default="data/cifar100", help="the data set (default: data/cifar100)")
+    add(
+        "--data_dir",
+        type=utils.path,
+        default="data/cifar100",
+        help="the data set (default: data/cifar100)",
+    )
     add("--split", default="test", choices=cifar100.SPLITS, help="images to use (default: test)")
     add(
         "--batch_size",
@@ -55,6 +61,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--eval_dir",
+        type=utils.path,
         default="",
         help="where result.json goes (default: eval/, eval_mask/ ... beside the checkpoint)",
     )
@@ -72,6 +79,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         help="serve this machine to --cluster on a port; takes no other flag")  # fmt: skip
     add(
         "--output_file",
+        type=utils.path,
         default="",
         help="also write a pickle: accuracy, confusion_matrix, test_time, sec_per_image",
     )
@@ -210,7 +218,8 @@ def output_files(flags: argparse.Namespace, checkpoint: str) -> tuple[str, str]:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"{directory} cannot be made ({error.strerror}): name another --eval_dir"
+            f"{directory} cannot be made ({error.strerror}): make room there, or name another "
+            "--eval_dir"
         ) from None
     utils.check_folder(directory, "eval_dir")
     if flags.output_file:

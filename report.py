@@ -49,8 +49,9 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """The run's folder and its data; a mistake ends the program with one line."""
     parser = utils.FlagParser(__doc__, needed=("run",))
     parser.usage = "%(prog)s RUN --FLAG VALUE ..."
-    parser.add_argument("run", nargs="?", help="a pipeline's folder or a run's")
-    parser.add_argument("--data_dir", default="data/cifar100", help="for names and images")
+    add = parser.add_argument
+    add("run", nargs="?", type=utils.path, help="a pipeline's folder or a run's")
+    add("--data_dir", type=utils.path, default="data/cifar100", help="for names and images")
     return parser.parse_args(argv)
 
 
@@ -127,9 +128,10 @@ def read_network(run: str, data: dict, data_dir: str):
     """The network of a run's newest checkpoint; None if it has none.
 
     Raises:
-        ValueError: the checkpoint is damaged, or of another data set than the one in `data_dir`.
+        ValueError: the checkpoint is damaged, lacks a file, or is of another data set than the one
+            in `data_dir`.
     """
-    if not utils.checkpoint_steps(run):
+    if not utils.checkpoint_steps(run) and not utils.half_checkpoints(run):
         return None
     path = utils.find_checkpoint(run)
     net, description = evaluation.load_network(path, utils.read_checkpoint(path))
@@ -230,7 +232,9 @@ def _confusions(matrix: np.ndarray, groups: Sequence[Sequence[int]]) -> str:
 
 def write_page(run: str, title: str, words: str, found) -> str:
     """report.html with all pictures of `found` inside, and each of them as report/NAME.png."""
-    os.makedirs(os.path.join(run, "report"), exist_ok=True)
+    folder = os.path.join(run, "report")
+    with utils.writing(folder):
+        os.makedirs(folder, exist_ok=True)
     parts = [f"<h1>{html.escape(title)}</h1>"]
     if "SYNTHETIC" in title:
         parts.append(
@@ -241,7 +245,7 @@ def write_page(run: str, title: str, words: str, found) -> str:
     for name, heading, text, figure in found:
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
-        with utils.atomic_write(os.path.join(run, "report", f"{name}.png"), "wb") as file:
+        with utils.atomic_write(os.path.join(folder, f"{name}.png"), "wb") as file:
             file.write(picture.getvalue())
         encoded = base64.b64encode(picture.getvalue()).decode()
         parts.append(

@@ -181,10 +181,12 @@ def find(flags: argparse.Namespace, run: utils.Run, about: dict):
         without.
 
     Raises:
-        ValueError: it does not fit the flags, or no checkpoint of the run can be read.
+        ValueError: it does not fit the flags, or no checkpoint of the run can be read or is whole.
     """
     for path in run.discard_torn():
         print(f"ignoring {path}: a killed run did not finish writing it")
+    for half in utils.half_checkpoints(flags.train_dir):
+        print(f"ignoring {half}")
     steps = utils.checkpoint_steps(flags.train_dir)
     for step in reversed(steps):
         path = utils.checkpoint_path(flags.train_dir, step)
@@ -202,6 +204,7 @@ def find(flags: argparse.Namespace, run: utils.Run, about: dict):
             f"none of the {len(steps)} checkpoints in {flags.train_dir} can be read: remove them "
             "to start anew, or name another --train_dir"
         )
+    run.check_nothing_lost()
     if flags.checkpoint:
         path = utils.find_checkpoint(flags.checkpoint)
         print(f"going on from {path} (--checkpoint)")
@@ -242,7 +245,7 @@ def complete_result(flags: argparse.Namespace, about: dict) -> dict | None:
     if utils.checkpoint_steps(flags.train_dir)[-1:] != [flags.max_steps]:
         return None
     try:
-        utils.read_checkpoint(utils.find_checkpoint(flags.train_dir))
+        utils.read_checkpoint(utils.checkpoint_path(flags.train_dir, flags.max_steps))
         result, config = (
             utils.read_json(os.path.join(flags.train_dir, name))
             for name in ("result.json", "config.json")

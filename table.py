@@ -55,9 +55,10 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Flags and one folder; a mistake ends the program with one line."""
     parser = utils.FlagParser(__doc__)
     parser.usage = "%(prog)s FOLDER --FLAG VALUE ..."
-    parser.add_argument("folder", nargs="?", default=RESULTS, help=f"default: {RESULTS}")
-    parser.add_argument("--publish", action="store_true", help=f"copy its rows into {RESULTS}/")
-    parser.add_argument("--write", metavar="FILE", default="", help="put the table into a file")
+    add = parser.add_argument
+    add("folder", nargs="?", type=utils.path, default=RESULTS, help=f"default: {RESULTS}")
+    add("--publish", action="store_true", help=f"copy its rows into {RESULTS}/")
+    add("--write", metavar="FILE", type=utils.path, default="", help="put the table into a file")
     flags = parser.parse_args(argv)
     if not os.path.isdir(flags.folder):
         raise ValueError(f"there is no folder {flags.folder}: make rows with table.sh")

@@ -49,8 +49,9 @@ def _flag_table() -> list[tuple]:
     count, positive = utils.number(int, low=1), utils.number(float, above=0)
     weight, grouped = utils.number(float, low=0), ("group",)
     return [
-        ("train_dir", str, None, STAGES, "run directory: checkpoints, metrics, result"),
-        ("data_dir", str, "data/cifar100", STAGES, "where download_cifar100.py put the data"),
+        ("train_dir", utils.path, None, STAGES, "run directory: checkpoints, metrics, result"),
+        ("data_dir", utils.path, "data/cifar100", STAGES,
+         "where download_cifar100.py put the data"),
         ("batch_size", count, 90, STAGES, "images a step"),
         ("num_residual_units", count, 2, STAGES, "blocks in each of the three stages; 2: WRN-16"),
         ("k", _factor, 8, STAGES, "widening factor"),
@@ -80,8 +81,9 @@ def _flag_table() -> list[tuple]:
         ("checkpoint_interval", count, 5000, STAGES, "steps between two checkpoints"),
         ("group_summary_interval", count, 1000, grouped,
          "steps between two records of how sharp and how large the groups are"),
-        ("basemodel", str, "", STAGES, "run or checkpoint whose weights to start from"),
-        ("checkpoint", str, "", STAGES, "run or checkpoint to go on from: weights, momentum, step"),
+        ("basemodel", utils.path, "", STAGES, "run or checkpoint whose weights to start from"),
+        ("checkpoint", utils.path, "", STAGES,
+         "run or checkpoint to go on from: weights, momentum, step"),
         ("seed", utils.number(int, low=0, below=2**31), 0, STAGES,
          "of initialization, order, augmentation and dropout"),
         ("precision", str, "float32", STAGES,
@@ -269,7 +271,8 @@ class Trainer(tf.Module):
             ValueError: it does not.
         """
         try:
-            self.checkpoint.read(path).assert_consumed()
+            with utils.plain_name(path) as plain:
+                self.checkpoint.read(plain).assert_consumed()
         except AssertionError as error:
             raise ValueError(f"{path} is not a checkpoint of this network: {error}") from None
         self.checkpoint.description.assign(self.description)
@@ -595,8 +598,10 @@ def _run(flags, data, about, strategy, interruption) -> int:
             "hardware": utils.hardware(),
             "versions": utils.versions(),
         })  # fmt: skip
-        # Without a checkpoint of its own, its metrics are of another run that was here.
-        run.resume_metrics(step if utils.checkpoint_steps(flags.train_dir) else -1)
+        if utils.checkpoint_steps(flags.train_dir):
+            run.resume_metrics(step)
+        else:
+            run.begin()
         cut_now, no_steps = step == 0 and flags.stage == "split", step == flags.max_steps
         if run.best() is None and (cut_now or no_steps):
             loop.validate()

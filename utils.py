@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import fcntl
 import functools
-import glob
 import io
 import json
 import os
@@ -39,7 +39,8 @@ with runtime.surroundings():
         runtime.fail(f"TensorFlow cannot be loaded ({error})")
 
 CHECKPOINT = "model.ckpt"
-UNFINISHED = "model.ckpt-unfinished"  # folder of a checkpoint that is being written
+UNFINISHED = "model.ckpt-unfinished"  # folder of a checkpoint that is being written or removed
+NOTHING_SAVED = "no-checkpoint-yet"  # file of a run up to its first checkpoint
 
 
 # ---------------------------------------------------------------- flags and errors
@@ -108,6 +109,28 @@ def number(kind: type, low=None, high=None, above=None, below=None) -> Callable[
     return convert
 
 
+def path(text: str) -> str:
+    """A flag type: a path of this machine. `~` and `~user` are home folders in `--flag=~/x`, too,
+    which the shell leaves as it is."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise argparse.ArgumentTypeError(
+            f"expected a path of this machine, got {text!r}: copy it here, or mount it"
+        )
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise argparse.ArgumentTypeError(
+            f"expected a path, got {text!r}, a home folder that there is not: write ./~ for a name "
+            "that begins with ~"
+        )
+    try:
+        expanded.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f"expected a path in UTF-8, got {text!r}: rename it, or name a link to it"
+        ) from None
+    return expanded
+
+
 def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Run a script; what goes wrong in a foreseen way ends in one line and status 1."""
     name = os.path.basename(sys.argv[0])
@@ -149,19 +172,43 @@ def _no_reader() -> None:
 
 
 @contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Raise ValueError that names what was to be written: a full disk's own error does not."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"{path} cannot be written ({reason}): make room there, or make it writable, and run "
+            "the same command again"
+        ) from None
+
+
+@contextlib.contextmanager
 def atomic_write(path: str, mode: str = "w") -> Iterator:
     """Open a file that appears whole under its name or not at all, whoever else writes it."""
-    temporary = f"{path}.{os.getpid()}.part"
+    folder, name = os.path.split(path)  # a name may be as long as names can be
+    temporary = os.path.join(folder, f"{name[:50]}.{os.getpid()}.part")
     encoding = None if "b" in mode else "utf-8"
     try:
-        with open(temporary, mode, encoding=encoding) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with writing(path):
+            with open(temporary, mode, encoding=encoding) as file:
+                yield file
+                file.flush()
+                _sync(file)
+            os.replace(temporary, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+def _sync(file) -> None:
+    """Wait until a file is on the disk, where the file system can tell."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def check_folder(folder: str, flag: str) -> None:
@@ -175,6 +222,15 @@ def check_file(path: str, flag: str) -> None:
     if os.path.isdir(path):
         raise ValueError(f"--{flag} {path} is a folder: name a file in it")
     check_folder(os.path.dirname(path) or ".", flag)
+    try:
+        os.stat(path)
+        reason = "" if os.path.isfile(path) else "it is no file"
+    except FileNotFoundError:
+        reason = ""
+    except OSError as error:  # the name is too long, or a part of it is a file
+        reason = error.strerror
+    if reason:
+        raise ValueError(f"--{flag} {path} cannot be written ({reason}): name another")
 
 
 def write_json(path: str, value) -> None:
@@ -201,10 +257,10 @@ def read_metrics(directory: str) -> list[dict]:
     records = []
     with (
         contextlib.suppress(FileNotFoundError),
-        open(os.path.join(directory, "metrics.jsonl"), encoding="utf-8") as file,
+        open(os.path.join(directory, "metrics.jsonl"), "rb") as file,
     ):
         for line in file:
-            # The last line of a killed run may be cut.
+            # The last line of a killed run may be cut, or anything after a crash of the machine.
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 record = json.loads(line)
                 if isinstance(record["step"], int):
@@ -311,10 +367,29 @@ def stepwise(
 
 def checkpoint_steps(directory: str) -> list[int]:
     """Steps of the complete checkpoints in a directory, ascending."""
-    pattern = re.compile(re.escape(CHECKPOINT) + r"-(\d+)\.index")
+    steps = _steps_of_any_file(directory)
+    return [step for step in steps if not _missing(checkpoint_path(directory, step))]
+
+
+def half_checkpoints(directory: str) -> list[str]:
+    """What looks like a checkpoint in a directory and lacks a file: each in words, oldest first."""
+    paths = [checkpoint_path(directory, step) for step in _steps_of_any_file(directory)]
+    return [f"{path}: it lacks {_words(_missing(path))}" for path in paths if _missing(path)]
+
+
+def _steps_of_any_file(directory: str) -> list[int]:
+    pattern = re.compile(re.escape(CHECKPOINT) + r"-(0|[1-9][0-9]*)\.(index|data).*")
     names = os.listdir(directory) if os.path.isdir(directory) else []
-    steps = [int(match.group(1)) for match in map(pattern.fullmatch, names) if match]
-    return sorted(s for s in steps if os.path.exists(_data_file(checkpoint_path(directory, s))))
+    return sorted({int(match.group(1)) for match in map(pattern.fullmatch, names) if match})
+
+
+def _missing(path: str) -> list[str]:
+    """Those of a checkpoint's two files that are not there."""
+    return [file for file in (_data_file(path), _index_file(path)) if not os.path.exists(file)]
+
+
+def _words(missing: Sequence[str]) -> str:
+    return " and ".join(map(os.path.basename, missing))
 
 
 def checkpoint_path(directory: str, step: int) -> str:
@@ -333,21 +408,64 @@ def _index_file(path: str) -> str:
 def find_checkpoint(path: str) -> str:
     """The checkpoint that a flag names: `.../model.ckpt-STEP`, or the newest of a run directory.
 
+    Prints which ones it passes over there because a file of theirs is missing.
+
     Raises:
         ValueError: there is none.
     """
     if os.path.isdir(path):
-        steps = checkpoint_steps(path)
+        steps, halves = checkpoint_steps(path), half_checkpoints(path)
         if steps:
+            for half in halves:
+                say(f"ignoring {half}")
             return checkpoint_path(path, steps[-1])
+        if halves:
+            raise ValueError(f"no checkpoint {halves[-1]}: copy that as well, or name another run")
         path = os.path.join(path, f"{CHECKPOINT}-*")
     path = path.removesuffix(".index")
-    if not (os.path.exists(_index_file(path)) and os.path.exists(_data_file(path))):
+    missing = _missing(path)
+    if len(missing) == 1:
+        raise ValueError(
+            f"no checkpoint {path}: it lacks {_words(missing)}: copy that as well, or name another "
+            "checkpoint"
+        )
+    if missing:
         raise ValueError(
             f"no checkpoint {path}: name a run directory that holds model.ckpt-STEP files, or one "
             "of them without its .index or .data ending"
         )
     return path
+
+
+@contextlib.contextmanager
+def plain_name(path: str) -> Iterator[str]:
+    """Another name of a checkpoint, under which TensorFlow finds it whatever its folder is called.
+
+    TensorFlow reads a checkpoint only if its name, taken for a pattern, matches itself, which one
+    with brackets or a backslash does not; and it knows no way to escape them.
+
+    Raises:
+        ValueError: there is no such name.
+        OSError: a file of the checkpoint cannot be opened.
+    """
+    for file in (_index_file(path), _data_file(path)):
+        try:
+            open(file, "rb").close()
+        except OSError as error:  # TensorFlow would report damage
+            raise OSError(f"{file} cannot be read ({error.strerror}): make it readable") from None
+    folder, name = os.path.split(path)
+    opened = os.open(folder or ".", os.O_RDONLY)
+    try:
+        link = f"/proc/self/fd/{opened}"  # Linux has it
+        plain = os.path.join(link if os.path.isdir(link) else folder, name)
+        if re.search(r"[\[\\]", plain):
+            raise ValueError(
+                f"TensorFlow cannot read {path} under a name with [ or \\: rename it, or name a "
+                "link to it"
+            )
+        yield plain
+    finally:
+        os.close(opened)
 
 
 def read_checkpoint(path: str) -> dict[str, np.ndarray]:
@@ -359,16 +477,17 @@ def read_checkpoint(path: str) -> dict[str, np.ndarray]:
         ValueError: it cannot be read; says what failed.
     """
     suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
-    try:
-        reader = tf.train.load_checkpoint(path)
-        return {
-            name.removesuffix(suffix).replace(".S", "/"): reader.get_tensor(name)
-            for name in reader.get_variable_to_shape_map()
-            if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
-        }
-    except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"checkpoint {path} is torn or damaged ({reason})") from None
+    with plain_name(path) as plain:
+        try:
+            reader = tf.train.load_checkpoint(plain)
+            return {
+                name.removesuffix(suffix).replace(".S", "/"): reader.get_tensor(name)
+                for name in reader.get_variable_to_shape_map()
+                if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+            }
+        except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:
+            reason = " ".join(str(error).split()).replace(plain, path)
+            raise ValueError(f"checkpoint {path} is torn or damaged ({reason})") from None
 
 
 # ---------------------------------------------------------------- the run directory
@@ -392,11 +511,13 @@ class Run:
         self._new = not os.path.exists(directory)
         try:
             os.makedirs(directory, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(self.path(f"{UNFINISHED}/{'x' * 120}"))  # is there room for long names?
             self._lock = open(self.path("lock"), "w")  # noqa: SIM115, held as long as the run
         except OSError as error:
             raise ValueError(
                 f"{directory} cannot be used as a run directory ({error.strerror}): name another "
-                "--train_dir, or make it writable"
+                "--train_dir, or make room there or make it writable"
             ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -405,6 +526,8 @@ class Run:
                 f"another run is using {directory}: wait for it, end it, or name another "
                 "--train_dir"
             ) from None
+        except OSError as error:  # some network file systems have no locks
+            say(f"{directory} cannot be locked ({error.strerror}): let no other run use it")
 
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)
@@ -415,7 +538,8 @@ class Run:
 
     def close(self) -> None:
         if self._events is not None:
-            self._events.close()
+            with writing(self.directory):
+                self._events.close()
         if self._new and os.listdir(self.directory) == ["lock"]:  # refused before it began
             os.remove(self.path("lock"))
             os.rmdir(self.directory)
@@ -427,7 +551,29 @@ class Run:
     def __exit__(self, *_) -> None:
         self.close()
 
+    def check_nothing_lost(self) -> None:
+        """Raise ValueError where a run left results, but no checkpoint that it could go on from.
+
+        One that was stopped before its first checkpoint says so by NOTHING_SAVED.
+        """
+        left = half_checkpoints(self.directory)
+        if not left and not os.path.exists(self.path(NOTHING_SAVED)):
+            left = ["it has metrics.jsonl"] if read_metrics(self.directory) else []
+            left += ["it has result.json"] if os.path.exists(self.path("result.json")) else []
+        if left:
+            raise ValueError(
+                f"{self.directory} is of a run, but holds no whole checkpoint ({'; '.join(left)}): "
+                "copy what is missing (model.ckpt-STEP.index and .data-00000-of-00001) to go on; "
+                "to start anew, name another --train_dir or move this folder away"
+            )
+
     # metrics
+
+    def begin(self) -> None:
+        """No metrics yet, nor a checkpoint."""
+        with writing(self.path(NOTHING_SAVED)), open(self.path(NOTHING_SAVED), "w"):
+            pass
+        self.resume_metrics(-1)
 
     def resume_metrics(self, step: int) -> None:
         """Keep the metrics up to `step`; drop what was logged beyond that checkpoint."""
@@ -443,7 +589,8 @@ class Run:
         """Append a line to metrics.jsonl; its numbers to event files if TensorBoard is there."""
         record = {"step": step} | values
         self.metrics.append(record)
-        with open(self.path("metrics.jsonl"), "a", encoding="utf-8") as file:
+        path = self.path("metrics.jsonl")
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self._log_events(step, values)
 
@@ -451,28 +598,29 @@ class Run:
         writer = self._writer()
         if writer is None:
             return
-        with writer.as_default(step):
+        with writing(self.directory), writer.as_default(step):
             for name, value in values.items():
                 if isinstance(value, int | float):
                     tf.summary.scalar(name, value)
-        writer.flush()
+            writer.flush()
 
     def log_pictures(self, step: int, draw: Callable[[], dict]) -> None:
         """The matplotlib figures that `draw` makes, by name, to TensorBoard; nothing without it."""
         writer = self._writer()
         if writer is None:
             return
-        with writer.as_default(step):
+        with writing(self.directory), writer.as_default(step):
             for name, figure in draw().items():
                 file = io.BytesIO()
                 figure.savefig(file, format="png")
                 tf.summary.image(name, tf.io.decode_png(file.getvalue(), channels=3)[None])
-        writer.flush()
+            writer.flush()
 
     def _writer(self):
         """Of event files; None where TensorBoard is not installed, which summaries need."""
         if self._events is None and has_summaries():
-            self._events = tf.summary.create_file_writer(self.directory)
+            with writing(self.directory):
+                self._events = tf.summary.create_file_writer(self.directory)
         return self._events
 
     def best(self, key: str = "val_accuracy") -> tuple[int, float] | None:
@@ -491,12 +639,16 @@ class Run:
         try:
             shutil.rmtree(part, ignore_errors=True)
             os.mkdir(part)
-            written = checkpoint.write(os.path.join(part, CHECKPOINT))
-            # The index comes last: without it a checkpoint does not count as one.
+            written = checkpoint.write(checkpoint_path(part, step))
             for file_of in (_data_file, _index_file):
                 with open(file_of(written), "rb") as file:
-                    os.fsync(file.fileno())
+                    _sync(file)
+            # The index comes last: `discard_torn` can tell from it what was moved.
+            for file_of in (_data_file, _index_file):
                 os.replace(file_of(written), file_of(path))
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.path(NOTHING_SAVED))
+            self._remove_old(step)
         except (OSError, tf.errors.OpError) as error:
             last = checkpoint_steps(self.directory)[-1:]
             raise ValueError(
@@ -505,30 +657,36 @@ class Run:
                 "the same command again"
             ) from None
         finally:
-            shutil.rmtree(part, ignore_errors=True)
-        best = self.best()
+            self.discard_torn()
+        return path
+
+    def _remove_old(self, step: int) -> None:
+        """Remove the checkpoints before `step` that are not kept."""
+        best, unfinished = self.best(), self.path(UNFINISHED)
         # A damaged later one, passed over when this run began, is not what is to be kept.
         steps = [old for old in checkpoint_steps(self.directory) if old <= step]
         for old in steps[: -self.keep]:
             if best is None or old != best[0]:
-                self._remove(old)
-        return path
-
-    def _remove(self, step: int) -> None:
-        path = checkpoint_path(self.directory, step)
-        os.remove(_index_file(path))
-        os.remove(_data_file(path))
+                path = checkpoint_path(self.directory, old)
+                os.replace(_index_file(path), _index_file(checkpoint_path(unfinished, old)))
+                os.remove(_data_file(path))
 
     def discard_torn(self) -> list[str]:
-        """Remove what a killed run left of a checkpoint that it was writing; names it."""
-        torn = [self.path(UNFINISHED)] if os.path.isdir(self.path(UNFINISHED)) else []
-        shutil.rmtree(self.path(UNFINISHED), ignore_errors=True)
-        pattern = os.path.join(glob.escape(self.directory), _data_file(f"{CHECKPOINT}-*"))
-        for data in glob.glob(pattern):
-            path = data.removesuffix(_data_file(""))
-            if not os.path.exists(_index_file(path)):
-                os.remove(data)
-                torn.append(path)
+        """Remove what a killed run left of a checkpoint that it was writing; names it.
+
+        Where only the index had still to be moved, or was moved to remove the checkpoint, it joins
+        its data again: half a checkpoint is never this program's doing.
+        """
+        folder = self.path(UNFINISHED)
+        if not os.path.isdir(folder):
+            return []
+        torn = [folder]
+        for step in _steps_of_any_file(folder):
+            part, path = (checkpoint_path(d, step) for d in (folder, self.directory))
+            if _missing(part) == [_data_file(part)] and os.path.exists(_data_file(path)):
+                os.replace(_index_file(part), _index_file(path))
+                torn = []
+        shutil.rmtree(folder, ignore_errors=True)
         return torn
 
 
@@ -552,6 +710,9 @@ class Follower(Run):
         pass
 
     def close(self) -> None:
+        pass
+
+    def begin(self) -> None:
         pass
 
     def resume_metrics(self, step: int) -> None:

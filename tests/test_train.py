@@ -219,6 +219,8 @@ def test_metrics_of_a_run_that_starts_anew_are_its_own(runs, data_dir, tmp_path)
     copy = shutil.copytree(runs["split"], tmp_path / "copy")
     for file in copy.glob("model.ckpt-*"):
         file.unlink()
+    (copy / "result.json").unlink()
+    (copy / utils.NOTHING_SAVED).touch()  # as if it had been killed before its first checkpoint
     before = records(copy)
     run("split", str(copy), data_dir, basemodel=runs["group"], seed=5)
     after = records(copy)
