@@ -43,8 +43,9 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-# --archive=~/FILE comes as it is: the shell opens a ~ only at the start of a word.
-ARCHIVE=${ARCHIVE/#'~/'/${HOME-}/}
+# The shell opens a ~ only at the start of a word: --archive=~/FILE comes as it is.
+ARCHIVE=${ARCHIVE/#'~/'/"${HOME-}"/}
+DATA_DIR=${DATA_DIR/#'~/'/"${HOME-}"/}
 [ -z "$ARCHIVE" ] || [ -z "$SYNTHETIC" ] || fail "--archive and --synthetic exclude each other"
 [ -z "$ARCHIVE" ] || [ -e "$ARCHIVE" ] || fail "there is no archive '$ARCHIVE'"
 case $DATA_DIR in
