@@ -256,7 +256,7 @@ def _shown(blocks: Iterator[bytes], have: int, total: int | None) -> Iterator[by
 
 @contextlib.contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Makes sure that no other process downloads to `target`; DataError where one does.
+    """Makes sure that no other process makes `target` as well; DataError where one does.
 
     The lock is the system's, which frees it however the process ends. Where the file system has
     none, the work goes on without.
@@ -272,8 +272,8 @@ def _alone(target: Path) -> Iterator[None]:
             free = True
         if not free:
             raise DataError(
-                f"another process is downloading to {target.parent}: wait for it, end it, or give "
-                "another --dataset_path"
+                f"another process is making {target}: wait for it, end it, or give another "
+                "--dataset_path"
             )
         try:
             yield
@@ -623,9 +623,6 @@ def write_split(folder: Path, dataset: Dataset, seed: int) -> dict:
         "train_val": (images, labels),
         "test": (dataset.test_images, dataset.test_labels),
     }
-    for name, (part_images, part_labels) in parts.items():
-        with _replacing(folder / f"{name}.npz") as file:
-            np.savez(file, images=part_images, labels=part_labels)
     split = {
         "dataset": dataset.name,
         "seed": seed,
@@ -636,8 +633,12 @@ def write_split(folder: Path, dataset: Dataset, seed: int) -> dict:
         "superclass_names": dataset.superclass_names,
         "superclass_of_class": dataset.superclass_of_class,
     }
-    with _replacing(folder / "split.json") as file:
-        file.write((json.dumps(split, indent=1) + "\n").encode())
+    with _alone(folder / "split.json"):
+        for name, (part_images, part_labels) in parts.items():
+            with _replacing(folder / f"{name}.npz") as file:
+                np.savez(file, images=part_images, labels=part_labels)
+        with _replacing(folder / "split.json") as file:
+            file.write((json.dumps(split, indent=1) + "\n").encode())
     return split
 
 

@@ -2,12 +2,13 @@
 # Sourced by every script once it has found HERE, the checkout: what they share.
 
 # What the caller's shell exports must not change what the scripts and their programs do.
+IFS=$' \t\n'
 for name in $(compgen -A function); do unset -f "$name"; done
 unalias -a
 unset BASH_ENV ENV CDPATH GLOBIGNORE GREP_OPTIONS POSIXLY_CORRECT
 unset PYTHONHOME PYTHONSAFEPATH PIP_USER PIP_TARGET PIP_PREFIX
-set +afC # noclobber and the like, from SHELLOPTS
-IFS=$' \t\n'
+set +afC
+shopt -u dotglob failglob nocaseglob nocasematch nullglob
 HERE=$(cd -P "$HERE" && pwd)
 
 fail() { # MESSAGE STATUS
@@ -47,7 +48,7 @@ make_environment() { # REQUIREMENTS ... -> PYTHON
             fail "$venv cannot be made: make $HERE writable" 1
         "$base" -m venv "$venv" ||
             fail "'$base -m venv' failed: see above (Debian and Ubuntu need python3-venv)" 1
-        rm "$unfinished"
+        rm -f "$unfinished"
     fi
     "$PYTHON" -c "$recent" 2>/dev/null ||
         fail "$PYTHON does not run, or is older than Python 3.10: $again" 1

@@ -44,8 +44,8 @@ while [ $# -gt 0 ]; do
     shift
 done
 # The shell opens a ~ only at the start of a word: --archive=~/FILE comes as it is.
-ARCHIVE=${ARCHIVE/#'~/'/"${HOME-}"/}
-DATA_DIR=${DATA_DIR/#'~/'/"${HOME-}"/}
+ARCHIVE=${ARCHIVE/#\~\//"${HOME-}"/}
+DATA_DIR=${DATA_DIR/#\~\//"${HOME-}"/}
 [ -z "$ARCHIVE" ] || [ -z "$SYNTHETIC" ] || fail "--archive and --synthetic exclude each other"
 [ -z "$ARCHIVE" ] || [ -e "$ARCHIVE" ] || fail "there is no archive '$ARCHIVE'"
 case $DATA_DIR in

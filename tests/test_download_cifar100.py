@@ -379,7 +379,7 @@ def test_second_download_into_a_folder_says_so(tmp_path):
             with command(*flags, url) as second:
                 error = second.communicate(timeout=20)[1]
             assert second.returncode == 1 and error.count("\n") == 1
-            assert "another process is downloading" in error and str(tmp_path) in error
+            assert f"another process is making {tmp_path / dl.ARCHIVE_NAME}" in error
         assert len(ranges) == 1
         first.kill()  # which leaves no lock behind
         first.wait()
@@ -890,6 +890,21 @@ def test_failed_write_leaves_no_half_file(small, tmp_path, monkeypatch, capsys):
     assert run(tmp_path, "--synthetic") == 1
     assert "No space left" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_do_not_mix_their_files(small, tmp_path, monkeypatch, capsys):
+    savez, statuses = np.savez, []
+
+    def meanwhile(*args, **arrays):
+        monkeypatch.setattr(np, "savez", savez)
+        statuses.append(run(tmp_path, "--synthetic", "--seed", 1))
+        savez(*args, **arrays)
+
+    monkeypatch.setattr(np, "savez", meanwhile)
+    assert run(tmp_path, "--synthetic") == 0 and statuses == [1]
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"making {tmp_path / 'split.json'}" in error
+    assert run(tmp_path, "--synthetic") == 0 and len(list(tmp_path.iterdir())) == 5
 
 
 def test_split_json_is_written_last(small, tmp_path, monkeypatch):
