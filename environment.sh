@@ -11,7 +11,7 @@ set +afC
 shopt -u dotglob failglob nocaseglob nocasematch nullglob
 HERE=$(cd -P "$HERE" && pwd)
 
-fail() { # MESSAGE STATUS
+fail() { # MESSAGE [STATUS]
     echo "${0##*/}: error: $1" >&2
     exit "${2:-2}"
 }

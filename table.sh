@@ -90,7 +90,8 @@ split_row() { # ROW FLAG ...
     fc_* | shallow_*) keep=1.0 ;;
     esac
     if [ $kind = learned ]; then
-        TRAIN_DIR=$base bash "$HERE/group.sh" --seed "$SEED" "${groups[@]}" --dropout_keep_prob "$keep" "$@"
+        TRAIN_DIR=$base bash "$HERE/group.sh" --seed "$SEED" "${groups[@]}" \
+            --dropout_keep_prob "$keep" "$@"
         evaluate "$base" --split val # what the cut costs, before finetuning
         evaluate "$base" --split val --mask
         without_group_flags "$@"
@@ -102,7 +103,8 @@ split_row() { # ROW FLAG ...
         baseline "$base" "$FIRST" "$FIRST_DROPS" 0.1 --k "$K" --dropout_keep_prob "$keep" "$@"
         groups+=(--groups "$kind")
     fi
-    BASEMODEL=$base TRAIN_DIR=$RUNS/$row/split bash "$HERE/split.sh" --seed "$SEED" "${groups[@]}" "$@"
+    BASEMODEL=$base TRAIN_DIR=$RUNS/$row/split \
+        bash "$HERE/split.sh" --seed "$SEED" "${groups[@]}" "$@"
     evaluate "$RUNS/$row/split"
 }
 
