@@ -1,18 +1,22 @@
 """Get CIFAR-100, verify it, split it and write it as .npz files.
 
     python download_cifar100.py                                    # from the official host
-    python download_cifar100.py --archive cifar-100-python.tar.gz  # from a file (or .tar.xz)
+    python download_cifar100.py --archive cifar-100-python.tar.gz  # from a file: .gz, .xz, .tar
+    python download_cifar100.py --archive cifar-100-python         # from the unpacked folder
     python download_cifar100.py --synthetic                        # drawn, no network needed
 
 Writes train.npz (45,000 images), val.npz (5,000), train_val.npz (50,000) and test.npz (10,000),
 each with `images` uint8 [N, 32, 32, 3] (RGB) and `labels` int32 [N], and last split.json, which
-says what they are. A second run verifies them and does nothing.
-Exit status: 0 done, 1 an error, 2 wrong flags, 3 no network could be had, 130 or 143 stopped.
+says what they are: 340 MB. A second run verifies them and does nothing.
+Exit status: 0 done, 1 an error, 2 wrong flags, 3 no network could be had, 128 + N stopped by
+signal N.
 A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
 import argparse
 import contextlib
+import errno
+import fcntl
 import gzip
 import hashlib
 import http.client
@@ -31,8 +35,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, NoReturn
 
-import numpy as np
-from six.moves import cPickle, urllib
+try:
+    import numpy as np
+    from six.moves import cPickle, urllib
+except ImportError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(
+        f"download_cifar100.py: error: this Python lacks {error.name or 'NumPy'}: "
+        f"{sys.executable} -m pip install numpy six, or use .venv/bin/python of quickstart.sh"
+    )
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 ARCHIVE_NAME = "cifar-100-python.tar.gz"
@@ -51,6 +63,7 @@ SLOW_HOST = (
 CLASSES, SUPERCLASSES = 100, 20
 TRAIN_PER_CLASS, VAL_PER_CLASS, TEST_PER_CLASS = 500, 50, 100  # train still holds val here
 MAX_BYTES = 200_000_000  # of a download, and of an unpacked archive (the real one: 186 MB)
+NEEDED = "340 MB for the files and, without --archive, 170 MB for the download"
 
 TIMEOUT = 30.0  # seconds, of every network operation
 PAUSES = (1, 4, 15, 30)  # seconds before another try; as many tries in a row may fail
@@ -95,6 +108,14 @@ class Dataset(NamedTuple):
     superclass_of_class: list[int]
 
 
+def say(text: str, end: str = "\n") -> None:
+    """Prints at once. Where nobody can read it any more, or the disk is full, the work goes on."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, to the end
+
+
 # Download ----------------------------------------------------------------------------------------
 
 
@@ -122,7 +143,7 @@ def download(url: str, target: Path, md5: str | None = None) -> None:
                     "run the same command again to go on from there"
                 ) from error
             pause = PAUSES[failures - 1]
-            print(f"{error}; trying again in {pause} s", flush=True)
+            say(f"{error}; trying again in {pause} s")
             time.sleep(pause)
     if md5 and (received := _md5(part.read_bytes())) != md5:
         part.unlink()
@@ -151,7 +172,7 @@ def _transfer(url: str, part: Path) -> None:
                 f"received {response.headers.get('Content-Range', 'no Content-Range')!r}"
             )
         size = "of unknown size" if total is None else f"{total / 1e6:.1f} MB"
-        print(f"{part}: {size}, {start / 1e6:.1f} MB of it already here", flush=True)
+        say(f"{part}: {size}, {start / 1e6:.1f} MB of it already here")
         with part.open("ab" if start else "wb") as file:
             for block in _shown(_blocks(response, url), start, total):
                 file.write(block)
@@ -227,10 +248,37 @@ def _shown(blocks: Iterator[bytes], have: int, total: int | None) -> Iterator[by
                 if total is not None:
                     minutes, seconds = divmod(round((total - here) / rate), 60)
                     line += f", of {total / 1e6:.1f} MB, {minutes}:{seconds:02d} left"
-                print("\r" + line.ljust(72) if terminal else line, end=end, flush=True)
+                say("\r" + line.ljust(72) if terminal else line, end=end)
     finally:
         if terminal:
-            print()
+            say("")
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Makes sure that no other process makes `target` as well; DataError where one does.
+
+    The lock is the system's, which frees it however the process ends. Where the file system has
+    none, the work goes on without.
+    """
+    lock = target.with_name(target.name + ".lock")
+    with lock.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except BlockingIOError:
+            free = False
+        except OSError:
+            free = True
+        if not free:
+            raise DataError(
+                f"another process is making {target}: wait for it, end it, or give another "
+                "--dataset_path"
+            )
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:
@@ -245,8 +293,9 @@ def _md5(data: bytes) -> str:
 
 
 def read_archive(path: Path) -> Dataset:
-    """Reads, verifies and decodes the official archive (.tar.gz or .tar.xz), never to the disk.
+    """Reads, verifies and decodes the official archive, never to the disk.
 
+    It may be a .tar.gz, .tar.xz or .tar, the unpacked folder or the folder that this lies in.
     Raises DataError where it is no such archive, where an entry is not harmless, where a member's
     md5 is not the official one, or where the content is not that of CIFAR-100.
     """
@@ -277,6 +326,30 @@ def read_archive(path: Path) -> Dataset:
 
 def _read_members(path: Path) -> dict[str, bytes]:
     """The bytes of train, test and meta, by name."""
+    blobs = _read_folder(path) if path.is_dir() else _read_tar(path)
+    if missing := [name for name in MEMBER_MD5 if name not in blobs]:
+        raise DataError(
+            f"{path} is not CIFAR-100 (Python version); expected cifar-100-python/"
+            f"{{train,test,meta}}; {', '.join(missing)} not found; check the file"
+        )
+    return blobs
+
+
+def _read_folder(path: Path) -> dict[str, bytes]:
+    """The files of an unpacked archive that are there, by links as well."""
+    inner = path / "cifar-100-python"
+    folder = inner if inner.is_dir() else path
+    blobs, left = {}, MAX_BYTES
+    for name in MEMBER_MD5:
+        if (folder / name).is_file():  # a pipe or a device could be without an end
+            with (folder / name).open("rb") as file:
+                blobs[name] = _read_limited(file, path, left)
+            left -= len(blobs[name])
+    return blobs
+
+
+def _read_tar(path: Path) -> dict[str, bytes]:
+    """The members of an archive that are there."""
     blobs: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(_decompress(path)), mode="r:") as tar:
@@ -290,36 +363,35 @@ def _read_members(path: Path) -> dict[str, bytes]:
         raise
     except Exception as error:  # tarfile, gzip and lzma raise a dozen kinds on damaged bytes
         raise DataError(
-            f"{path} cannot be read ({error!r}); expected a whole .tar.gz or .tar.xz; "
+            f"{path} cannot be read ({error!r}); expected a whole .tar.gz, .tar.xz or .tar; "
             "get the archive again"
         ) from error
-    if missing := [name for name in MEMBER_MD5 if name not in blobs]:
-        raise DataError(
-            f"{path} is not CIFAR-100 (Python version); expected cifar-100-python/"
-            f"{{train,test,meta}}; {', '.join(missing)} not found; check the file"
-        )
     return blobs
 
 
 def _decompress(path: Path) -> bytes:
-    """The tar within; a bomb ends in an error instead of filling the memory."""
+    """The tar within, or the file itself where it is not packed."""
     if not path.is_file():
-        raise DataError(f"{path} is no file; expected {ARCHIVE_NAME} or a .tar.xz of it")
+        raise DataError(
+            f"{path} is no file; expected {ARCHIVE_NAME}, a .tar.xz or .tar of it, or the folder "
+            "that it unpacks to"
+        )
     with path.open("rb") as file:
         magic = file.read(6)
         file.seek(0)
         if magic.startswith(b"\x1f\x8b"):
             with gzip.GzipFile(fileobj=file) as stream:
-                data = stream.read(MAX_BYTES + 1)
-        elif magic == b"\xfd7zXZ\x00":
+                return _read_limited(stream, path, MAX_BYTES)
+        if magic == b"\xfd7zXZ\x00":
             with lzma.LZMAFile(file) as stream:
-                data = stream.read(MAX_BYTES + 1)
-        else:
-            raise DataError(
-                f"{path} is neither .tar.gz nor .tar.xz; received a file that begins with "
-                f"{magic!r}; check the file"
-            )
-    if len(data) > MAX_BYTES:
+                return _read_limited(stream, path, MAX_BYTES)
+        return _read_limited(file, path, MAX_BYTES)
+
+
+def _read_limited(stream: IO[bytes], path: Path, limit: int) -> bytes:
+    """All bytes; a bomb ends in an error instead of filling the memory."""
+    data = stream.read(limit + 1)
+    if len(data) > limit:
         raise DataError(f"{path} is no CIFAR-100: it unpacks to more than {MAX_BYTES:,} bytes")
     return data
 
@@ -551,9 +623,6 @@ def write_split(folder: Path, dataset: Dataset, seed: int) -> dict:
         "train_val": (images, labels),
         "test": (dataset.test_images, dataset.test_labels),
     }
-    for name, (part_images, part_labels) in parts.items():
-        with _replacing(folder / f"{name}.npz") as file:
-            np.savez(file, images=part_images, labels=part_labels)
     split = {
         "dataset": dataset.name,
         "seed": seed,
@@ -564,8 +633,12 @@ def write_split(folder: Path, dataset: Dataset, seed: int) -> dict:
         "superclass_names": dataset.superclass_names,
         "superclass_of_class": dataset.superclass_of_class,
     }
-    with _replacing(folder / "split.json") as file:
-        file.write((json.dumps(split, indent=1) + "\n").encode())
+    with _alone(folder / "split.json"):
+        for name, (part_images, part_labels) in parts.items():
+            with _replacing(folder / f"{name}.npz") as file:
+                np.savez(file, images=part_images, labels=part_labels)
+        with _replacing(folder / "split.json") as file:
+            file.write((json.dumps(split, indent=1) + "\n").encode())
     return split
 
 
@@ -648,18 +721,23 @@ def prepare(args: argparse.Namespace) -> None:
             )
         damaged = damaged_files(folder, split)
         if not damaged:
-            print(f"{folder} is complete: {name}, seed {args.seed}, verified; nothing to do")
+            say(f"{folder} is complete: {name}, seed {args.seed}, verified; nothing to do")
             return
-        print(f"{folder}: {', '.join(damaged)} missing or damaged; writing again", flush=True)
+        say(f"{folder}: {', '.join(damaged)} missing or damaged; writing again")
     if args.synthetic:
-        print("drawing synthetic images (results on them are not results on CIFAR-100)", flush=True)
+        say("drawing synthetic images (results on them are not results on CIFAR-100)")
         split = write_split(folder, synthetic(args.seed), args.seed)
     elif split and not {"train_val.npz", "test.npz"} & set(damaged):
         split = write_split(folder, _whole(folder, split), args.seed)
+    elif args.archive:
+        say(f"reading {args.archive}")
+        split = write_split(folder, read_archive(args.archive), args.seed)
     else:
-        split = _from_archive(folder, args)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder / ARCHIVE_NAME):
+            split = _from_download(folder, args)
     counts = ", ".join(f"{part} {count:,}" for part, count in split["counts"].items())
-    print(f"{folder} is complete: {name}, seed {args.seed}: {counts}")
+    say(f"{folder} is complete: {name}, seed {args.seed}: {counts}")
 
 
 def _whole(folder: Path, split: dict) -> Dataset:
@@ -669,30 +747,26 @@ def _whole(folder: Path, split: dict) -> Dataset:
     return Dataset(split["dataset"], *arrays, *(split[key] for key in keys))
 
 
-def _from_archive(folder: Path, args: argparse.Namespace) -> dict:
-    """Writes the files from --archive, or from the archive in the folder, or downloads it."""
+def _from_download(folder: Path, args: argparse.Namespace) -> dict:
+    """Writes the files from the archive in the folder, which is downloaded if it is missing."""
     target = folder / ARCHIVE_NAME
-    archive = Path(args.archive) if args.archive else target
-    downloaded = not args.archive and not target.exists()
+    downloaded = not target.exists()
     if downloaded:
-        folder.mkdir(parents=True, exist_ok=True)
         official = args.url == URL
-        print(f"downloading {args.url}", SLOW_HOST if official else "", sep="\n", flush=True)
+        say(f"downloading {args.url}\n{SLOW_HOST if official else ''}")
         download(args.url, target, ARCHIVE_MD5 if official else None)
-    print(f"reading {archive}", flush=True)
+    say(f"reading {target}")
     try:
-        split = write_split(folder, read_archive(archive), args.seed)
+        split = write_split(folder, read_archive(target), args.seed)
     except DataError as error:
-        if args.archive:
-            raise
         if not downloaded:
             raise DataError(f"{error}; or remove {target}, and it is downloaded") from error
         target.unlink()  # so that the next run does not meet it again
         raise
     if downloaded:
         target.unlink()  # 169 MB that nothing needs any more
-    elif not args.archive:
-        print(f"{archive} is no longer needed")
+    else:
+        say(f"{target} is no longer needed")
     return split
 
 
@@ -714,7 +788,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="where the files go (default: %(default)s)",
     )
     parser.add_argument(
-        "--archive", metavar="FILE", help="read this .tar.gz or .tar.xz instead of downloading"
+        "--archive",
+        metavar="FILE",
+        help="read this .tar.gz, .tar.xz, .tar or unpacked folder instead of downloading",
     )
     parser.add_argument("--url", help=f"download from here (default: {URL})")
     parser.add_argument(
@@ -735,6 +811,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--{' and --'.join(given)} contradict each other: give one of them")
     if "" in (args.archive, args.url, args.dataset_path):
         parser.error("a flag is empty: give it a value or leave it out")
+    for flag in ("archive", "dataset_path"):
+        value = getattr(args, flag)
+        if value and re.match(r"\w[\w.+-]*://", value):
+            parser.error(
+                f"--{flag} {value!r} is an address: expected a path on this machine; "
+                "--url downloads from http:// or https://"
+            )
+        if value:  # --archive=~/FILE comes with the ~ from every shell
+            setattr(args, flag, os.path.expanduser(value))
     args.url = args.url or URL
     if not re.match(r"https?://[^/]", args.url):
         parser.error(f"--url {args.url!r} is no address: expected http://... or https://...")
@@ -750,24 +835,44 @@ def _seed(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status and prints one line about any failure."""
     try:
-        prepare(parse_args(argv))
+        args = parse_args(argv)
+        prepare(args)
         return 0
     except DataError as error:
         message, status = str(error), error.status
     except (OSError, MemoryError, UnicodeError) as error:
-        message, status = f"{str(error) or 'out of memory'}; mend that and run again", 1
+        mend = "mend that and run again"
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            mend = f"{args.dataset_path} needs room: {NEEDED}; the same command again goes on"
+        message, status = f"{str(error) or 'out of memory'}; {mend}", 1
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
         message, status = "stopped; run the same command again to go on", 128 + number
     line = " ".join(message.split())
-    print(f"download_cifar100.py: error: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # of a terminal that was closed
+        print(f"download_cifar100.py: error: {line}", file=sys.stderr, flush=True)
     return status
 
 
-def _terminate(number: int, _: object) -> NoReturn:
-    raise KeyboardInterrupt(number)
+def _set_up_process() -> None:
+    """Signals that ask to end raise KeyboardInterrupt; outputs take any text, or lead nowhere."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        for other in signals:  # a second one must not cut the message off
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    numbers = [getattr(signal, name) for name in names]
+    signals = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    for number in signals:
+        signal.signal(number, stop)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, to the end
+        getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
+    _set_up_process()
     sys.exit(main())

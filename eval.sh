@@ -1,18 +1,26 @@
 #!/usr/bin/env bash
 # Evaluate a checkpoint on the 10,000 test images: split.sh's tree, or another with --checkpoint.
 # Edit the flags here; flags on the command line override them.
+[ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
 set -euo pipefail
-HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+# The checkout: where this file is, or where its copy, which batch systems run, was submitted.
+SCRIPT=$(command readlink -f "${BASH_SOURCE[0]-}" 2>/dev/null || echo "$0") # old macOS has no -f
+for HERE in "$(command dirname "$SCRIPT")" "${SLURM_SUBMIT_DIR-}" "${PBS_O_WORKDIR-}" \
+    "${SGE_O_WORKDIR-}" "${LSB_SUBCWD-}" "${LS_SUBCWD-}" "$PWD" ''; do
+    if [ -f "$HERE/environment.sh" ] && [ -f "$HERE/split.sh" ]; then break; fi
+done
+[ -n "$HERE" ] || { echo "${0##*/}: error: no checkout: cd into it and submit there" >&2; exit 2; }
+# shellcheck source=environment.sh
+source "$HERE/environment.sh"
 
 PRESET=${PRESET:-paper}
 DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 CHECKPOINT=${CHECKPOINT:-$HERE/runs/$PRESET/split}
-VENV=$HERE/.venv/bin/python
-PYTHON=${PYTHON:-$([ -x "$VENV" ] && echo "$VENV" || echo python3)}
+find_python
 
 case $PRESET in
 paper | cpu | smoke) ;;
-*) echo "eval.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
+*) fail "PRESET is paper, cpu or smoke, not '$PRESET'" ;;
 esac
 
 exec "$PYTHON" "$HERE/eval.py" \

@@ -2,14 +2,22 @@
 # Learn the groups: train a Wide ResNet together with the matrices that assign its classes and
 # features to groups. Edit the flags here; flags on the command line override them:
 #   PRESET=smoke TRAIN_DIR=runs/try ./group.sh --max_steps 20 --k 1.5
+[ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
 set -euo pipefail
-HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+# The checkout: where this file is, or where its copy, which batch systems run, was submitted.
+SCRIPT=$(command readlink -f "${BASH_SOURCE[0]-}" 2>/dev/null || echo "$0") # old macOS has no -f
+for HERE in "$(command dirname "$SCRIPT")" "${SLURM_SUBMIT_DIR-}" "${PBS_O_WORKDIR-}" \
+    "${SGE_O_WORKDIR-}" "${LSB_SUBCWD-}" "${LS_SUBCWD-}" "$PWD" ''; do
+    if [ -f "$HERE/environment.sh" ] && [ -f "$HERE/split.sh" ]; then break; fi
+done
+[ -n "$HERE" ] || { echo "${0##*/}: error: no checkout: cd into it and submit there" >&2; exit 2; }
+# shellcheck source=environment.sh
+source "$HERE/environment.sh"
 
 PRESET=${PRESET:-paper} # paper: published schedule; cpu: two cores, an hour; smoke: minutes
 DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 TRAIN_DIR=${TRAIN_DIR:-$HERE/runs/$PRESET/group}
-VENV=$HERE/.venv/bin/python
-PYTHON=${PYTHON:-$([ -x "$VENV" ] && echo "$VENV" || echo python3)}
+find_python
 
 case $PRESET in
 paper)
@@ -30,7 +38,7 @@ smoke)
     DROPOUT_KEEP_PROB=1.0 GAMMA1=1.0 GAMMA2=5.0 GAMMA3=10.0 GAMMA2_STEP_EPOCH=''
     GROUP_LR_SCALE=6.0 EQUAL_GROWTH=True
     ;;
-*) echo "group.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
+*) fail "PRESET is paper, cpu or smoke, not '$PRESET'" ;;
 esac
 
 exec "$PYTHON" "$HERE/train.py" \

@@ -1,22 +1,27 @@
 #!/usr/bin/env bash
 # From nothing to a finetuned tree: environment, data, group.sh, split.sh, eval.sh, summary.
 #   ./quickstart.sh                  downloads CIFAR-100; without a network, draws a synthetic set
-#   ./quickstart.sh --archive FILE   reads the .tar.gz or .tar.xz; also CIFAR100_ARCHIVE=FILE
+#   ./quickstart.sh --archive FILE   reads the .tar.gz, .tar.xz, .tar or the unpacked folder
+#                                    cifar-100-python; also CIFAR100_ARCHIVE=FILE
 #   ./quickstart.sh --synthetic      draws the synthetic set
 # Run again, it goes on from what exists. PRESET=cpu takes an hour and more instead of minutes.
+[ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
 set -euo pipefail
-HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+# The checkout: where this file is, or where its copy, which batch systems run, was submitted.
+SCRIPT=$(command readlink -f "${BASH_SOURCE[0]-}" 2>/dev/null || echo "$0") # old macOS has no -f
+for HERE in "$(command dirname "$SCRIPT")" "${SLURM_SUBMIT_DIR-}" "${PBS_O_WORKDIR-}" \
+    "${SGE_O_WORKDIR-}" "${LSB_SUBCWD-}" "${LS_SUBCWD-}" "$PWD" ''; do
+    if [ -f "$HERE/environment.sh" ] && [ -f "$HERE/split.sh" ]; then break; fi
+done
+[ -n "$HERE" ] || { echo "${0##*/}: error: no checkout: cd into it and submit there" >&2; exit 2; }
+# shellcheck source=environment.sh
+source "$HERE/environment.sh"
 
 export PRESET=${PRESET:-smoke}
 export DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 RUNS=${RUNS:-$HERE/runs/$PRESET}
 ARCHIVE=${CIFAR100_ARCHIVE:-}
 SYNTHETIC=
-
-fail() {
-    echo "quickstart.sh: error: $1" >&2
-    exit 2
-}
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -31,23 +36,27 @@ while [ $# -gt 0 ]; do
         ;;
     --synthetic) SYNTHETIC=1 ;;
     -h | --help)
-        sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}"
+        sed -n '2,7s/^# //p' "$HERE/quickstart.sh"
         exit 0
         ;;
     *) fail "unknown word '$1': use --archive FILE or --synthetic" ;;
     esac
     shift
 done
+# The shell opens a ~ only at the start of a word: --archive=~/FILE comes as it is.
+ARCHIVE=${ARCHIVE/#\~\//"${HOME-}"/}
+DATA_DIR=${DATA_DIR/#\~\//"${HOME-}"/}
 [ -z "$ARCHIVE" ] || [ -z "$SYNTHETIC" ] || fail "--archive and --synthetic exclude each other"
-[ -z "$ARCHIVE" ] || [ -f "$ARCHIVE" ] || fail "there is no archive '$ARCHIVE'"
+[ -z "$ARCHIVE" ] || [ -e "$ARCHIVE" ] || fail "there is no archive '$ARCHIVE'"
+case $DATA_DIR in
+*://*) fail "DATA_DIR is a folder on this machine, not '$DATA_DIR'" ;;
+esac
 case $PRESET in
 paper | cpu | smoke) ;;
 *) fail "PRESET is paper, cpu or smoke, not '$PRESET'" ;;
 esac
 
-# shellcheck source=environment.sh
-source "$HERE/environment.sh"
-make_environment "$HERE" "$HERE/requirements.txt"
+make_environment "$HERE/requirements.txt"
 export PYTHON
 
 get_data() {
@@ -57,8 +66,8 @@ get_data() {
 notice_synthetic() {
     if grep -q '"dataset": "synthetic"' "$DATA_DIR/split.json" 2>/dev/null; then
         echo "NOTICE: $DATA_DIR holds the SYNTHETIC data set, not CIFAR-100. To change that:" >&2
-        echo "NOTICE: rm -r '$DATA_DIR' '$RUNS/group' '$RUNS/split', then $0, with --archive FILE" >&2
-        echo "NOTICE: if you have it" >&2
+        echo "NOTICE: rm -r '$DATA_DIR' '$RUNS/group' '$RUNS/split'" >&2
+        echo "NOTICE: then quickstart.sh again, with --archive FILE if you have it" >&2
     fi
 }
 
@@ -82,13 +91,13 @@ notice_synthetic
 [ "$status" -eq 0 ] || exit "$status"
 
 echo "== group.sh: learn the groups ($PRESET)"
-TRAIN_DIR=$RUNS/group "$HERE/group.sh"
+TRAIN_DIR=$RUNS/group bash "$HERE/group.sh"
 echo "== eval.sh: the grouped network, and the same right after the cut"
-CHECKPOINT=$RUNS/group "$HERE/eval.sh"
-CHECKPOINT=$RUNS/group "$HERE/eval.sh" --mask
+CHECKPOINT=$RUNS/group bash "$HERE/eval.sh"
+CHECKPOINT=$RUNS/group bash "$HERE/eval.sh" --mask
 echo "== split.sh: cut and finetune ($PRESET)"
-BASEMODEL=$RUNS/group TRAIN_DIR=$RUNS/split "$HERE/split.sh"
+BASEMODEL=$RUNS/group TRAIN_DIR=$RUNS/split bash "$HERE/split.sh"
 echo "== eval.sh: the tree"
-CHECKPOINT=$RUNS/split "$HERE/eval.sh"
+CHECKPOINT=$RUNS/split bash "$HERE/eval.sh"
 echo "== summary"
 "$PYTHON" "$HERE/report.py" "$RUNS" --data_dir "$DATA_DIR"

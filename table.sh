@@ -4,15 +4,24 @@
 #   PRESET=cpu SEED=1 RUNS=runs/try/seed1 ./table.sh deep_2-2-2 --l2_weight 2e-4
 # Flags after the row go to every training (train.py) that knows them; PRESET, SEED, DATA_DIR and
 # RUNS are variables, as the evaluations need them as well. `python table.py` makes the table.
+[ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
 set -euo pipefail
-HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+# The checkout: where this file is, or where its copy, which batch systems run, was submitted.
+SCRIPT=$(command readlink -f "${BASH_SOURCE[0]-}" 2>/dev/null || echo "$0") # old macOS has no -f
+for HERE in "$(command dirname "$SCRIPT")" "${SLURM_SUBMIT_DIR-}" "${PBS_O_WORKDIR-}" \
+    "${SGE_O_WORKDIR-}" "${LSB_SUBCWD-}" "${LS_SUBCWD-}" "$PWD" ''; do
+    if [ -f "$HERE/environment.sh" ] && [ -f "$HERE/split.sh" ]; then break; fi
+done
+[ -n "$HERE" ] || { echo "${0##*/}: error: no checkout: cd into it and submit there" >&2; exit 2; }
+# shellcheck source=environment.sh
+source "$HERE/environment.sh"
 
 export PRESET=${PRESET:-paper}
 export DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 SEED=${SEED:-0}
 RUNS=${RUNS:-$HERE/runs/$PRESET/table/seed$SEED}
-VENV=$HERE/.venv/bin/python
-export PYTHON=${PYTHON:-$([ -x "$VENV" ] && echo "$VENV" || echo python3)}
+find_python
+export PYTHON
 
 # FIRST: the steps of group.sh, which a baseline that is cut into given groups trains as well. ALL:
 # with those of split.sh. Rates drop where those of group.sh and split.sh do, from the end.
@@ -32,7 +41,7 @@ smoke)
     K=1 K_NARROW=0.6875 FIRST=3000 FIRST_DROPS=5 ALL=4500 ALL_DROPS=8 ALL_DECAY=0.1
     KEEP_PROB=0.9 DEEP_KEEP_PROB=1.0 INTERVAL=500
     ;;
-*) echo "table.sh: PRESET is paper, cpu or smoke, not '$PRESET'" >&2 && exit 2 ;;
+*) fail "PRESET is paper, cpu or smoke, not '$PRESET'" ;;
 esac
 
 SPLITS="fc_1-1-4 shallow_1-2-2 deep_2-2-2 hier_2-4-4 deep_3-3-3"
@@ -61,7 +70,7 @@ baseline() { # DIRECTORY STEPS DROPS DECAY FLAG ...
 }
 
 evaluate() { # RUN FLAG ...
-    CHECKPOINT=$1 "$HERE/eval.sh" "${@:2}"
+    CHECKPOINT=$1 bash "$HERE/eval.sh" "${@:2}"
 }
 
 split_row() { # ROW FLAG ...
@@ -81,7 +90,8 @@ split_row() { # ROW FLAG ...
     fc_* | shallow_*) keep=1.0 ;;
     esac
     if [ $kind = learned ]; then
-        TRAIN_DIR=$base "$HERE/group.sh" --seed "$SEED" "${groups[@]}" --dropout_keep_prob "$keep" "$@"
+        TRAIN_DIR=$base bash "$HERE/group.sh" --seed "$SEED" "${groups[@]}" \
+            --dropout_keep_prob "$keep" "$@"
         evaluate "$base" --split val # what the cut costs, before finetuning
         evaluate "$base" --split val --mask
         without_group_flags "$@"
@@ -93,7 +103,8 @@ split_row() { # ROW FLAG ...
         baseline "$base" "$FIRST" "$FIRST_DROPS" 0.1 --k "$K" --dropout_keep_prob "$keep" "$@"
         groups+=(--groups "$kind")
     fi
-    BASEMODEL=$base TRAIN_DIR=$RUNS/$row/split "$HERE/split.sh" --seed "$SEED" "${groups[@]}" "$@"
+    BASEMODEL=$base TRAIN_DIR=$RUNS/$row/split \
+        bash "$HERE/split.sh" --seed "$SEED" "${groups[@]}" "$@"
     evaluate "$RUNS/$row/split"
 }
 

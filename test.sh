@@ -1,11 +1,18 @@
 #!/usr/bin/env bash
 # Makes .venv, then runs the linters and the tests. Words go to pytest: ./test.sh -k resnet
+[ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
 set -euo pipefail
-HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
-
+# The checkout: where this file is, or where its copy, which batch systems run, was submitted.
+SCRIPT=$(command readlink -f "${BASH_SOURCE[0]-}" 2>/dev/null || echo "$0") # old macOS has no -f
+for HERE in "$(command dirname "$SCRIPT")" "${SLURM_SUBMIT_DIR-}" "${PBS_O_WORKDIR-}" \
+    "${SGE_O_WORKDIR-}" "${LSB_SUBCWD-}" "${LS_SUBCWD-}" "$PWD" ''; do
+    if [ -f "$HERE/environment.sh" ] && [ -f "$HERE/split.sh" ]; then break; fi
+done
+[ -n "$HERE" ] || { echo "${0##*/}: error: no checkout: cd into it and submit there" >&2; exit 2; }
 # shellcheck source=environment.sh
 source "$HERE/environment.sh"
-make_environment "$HERE" "$HERE/requirements.txt" "$HERE/requirements-dev.txt"
+
+make_environment "$HERE/requirements.txt" "$HERE/requirements-dev.txt"
 
 cd "$HERE"
 "$PYTHON" -m ruff check .

@@ -293,11 +293,28 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str:
-    """Commit of this code, `-dirty` if it was changed since; empty outside a checkout."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"]
+    """Commit of this code, `-dirty` if it was changed since; empty outside a checkout of its own.
+
+    That is also where git refuses to read it (safe.directory), and where the code was unpacked
+    without its history inside another repository.
+    """
+    here = os.path.dirname(os.path.realpath(__file__))
+    # Not the repository that the caller is in, as in a hook. Configuration stays.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith("GIT_CONFIG")
+    }
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", here, *words]
+        done = subprocess.run(command, capture_output=True, timeout=10, env=environment)
+        return os.fsdecode(done.stdout).removesuffix("\n") if done.returncode == 0 else ""
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+        top = git("rev-parse", "--show-toplevel")
+        own = top and os.path.realpath(top) == here
+        return git("describe", "--always", "--dirty", "--abbrev=40") if own else ""
     except (OSError, subprocess.TimeoutExpired):
         return ""
 

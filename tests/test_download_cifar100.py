@@ -1,6 +1,7 @@
 """Tests of download_cifar100.py: no network but 127.0.0.1, no real data but one optional test."""
 
 import contextlib
+import errno
 import functools
 import gzip
 import hashlib
@@ -10,6 +11,7 @@ import json
 import lzma
 import os
 import pickle
+import resource
 import signal
 import socket
 import ssl
@@ -287,26 +289,144 @@ def test_full_disk_is_not_retried(tmp_path, monkeypatch, capsys):
     assert "No space left" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_in_one_line_and_keep_the_part(number, code, tmp_path):
-    with serve(hangs) as (url, _):
-        command = [sys.executable, "download_cifar100.py", "--dataset_path", tmp_path, "--url", url]
-        pipe = subprocess.PIPE
-        # A test run in the background would pass on that SIGINT is ignored.
-        restore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        with subprocess.Popen(
-            command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=restore
-        ) as process:
-            part, deadline = tmp_path / (dl.ARCHIVE_NAME + ".part"), time.monotonic() + 20
-            while not (part.exists() and part.stat().st_size):
-                assert time.monotonic() < deadline and process.poll() is None
-                time.sleep(0.02)
-            process.send_signal(number)
-            error = process.communicate(timeout=20)[1]
+@contextlib.contextmanager
+def command(*flags, options=(), **settings):
+    """download_cifar100.py as a process of its own, ended with the test."""
+    words = [sys.executable, *options, "download_cifar100.py", *map(str, flags)]
+    # A test run in the background would pass on that SIGINT is ignored.
+    restore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": restore}
+    with subprocess.Popen(words, cwd=ROOT, text=True, **pipes | settings) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for(process, path):
+    """Waits until the process has written something to the file."""
+    deadline = time.monotonic() + 20
+    while not (path.exists() and path.stat().st_size):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+
+
+STOPS = {"INT": 130, "TERM": 143, "HUP": 129, "USR1": 138, "USR2": 140, "XCPU": 152}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="numbers of Linux")
+@pytest.mark.parametrize(("name", "code"), STOPS.items())
+def test_signals_end_in_one_line_and_keep_the_part(name, code, tmp_path):
+    part = tmp_path / (dl.ARCHIVE_NAME + ".part")
+    with serve(hangs) as (url, _), command("--dataset_path", tmp_path, "--url", url) as process:
+        wait_for(process, part)
+        process.send_signal(getattr(signal, f"SIG{name}"))
+        error = process.communicate(timeout=20)[1]
     assert process.returncode == code
     assert error.startswith("download_cifar100.py: error: stopped") and error.count("\n") == 1
-    assert part.exists()
+    assert part.exists() and os.listdir(tmp_path) == [part.name]
+
+
+def goes_on(release):
+    """An answer that is whole only once `release` is set."""
+
+    def answer(handler, payload, _):
+        reply(handler, 200, [("Content-Length", len(payload))], payload[:1000])
+        handler.wfile.flush()
+        release.wait(20)
+        handler.wfile.write(payload[1000:])
+
+    return answer
+
+
+@pytest.mark.parametrize("output", ["closed", "no reader", "full"])
+def test_download_outlives_its_output_and_a_hangup_that_is_ignored(output, tmp_path):
+    """What arrives is no archive, which is found once it is whole."""
+    release = threading.Event()
+
+    def prepare():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if output == "closed":
+            os.close(1)
+
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(open("/dev/full", "w"))
+        url, ranges = stack.enter_context(serve(goes_on(release)))
+        settings = {"preexec_fn": prepare} | ({"stdout": full} if output == "full" else {})
+        flags = ("--dataset_path", tmp_path, "--url", url)
+        process = stack.enter_context(command(*flags, **settings))
+        deadline = time.monotonic() + 20
+        while not ranges:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        if output == "no reader":
+            process.stdout.close()
+            process.stdout = None
+        process.send_signal(signal.SIGHUP)
+        release.set()
+        error = process.communicate(timeout=20)[1]
+    assert process.returncode == 1 and error.count("\n") == 1 and "cannot be read" in error
+    assert len(ranges) == 1 and os.listdir(tmp_path) == []
+
+
+def test_second_download_into_a_folder_says_so(tmp_path):
+    release = threading.Event()
+    part = tmp_path / (dl.ARCHIVE_NAME + ".part")
+    flags = ("--dataset_path", tmp_path, "--url")
+    with serve(hangs) as (url, ranges), command(*flags, url) as first:
+        wait_for(first, part)
+        for _ in range(2):
+            with command(*flags, url) as second:
+                error = second.communicate(timeout=20)[1]
+            assert second.returncode == 1 and error.count("\n") == 1
+            assert f"another process is making {tmp_path / dl.ARCHIVE_NAME}" in error
+        assert len(ranges) == 1
+        first.kill()  # which leaves no lock behind
+        first.wait()
+    release.set()
+    with serve(goes_on(release)) as (url, ranges), command(*flags, url) as third:
+        assert "cannot be read" in third.communicate(timeout=20)[1]
+    assert ranges == ["bytes=150000-"] and os.listdir(tmp_path) == []
+
+
+def test_download_where_files_cannot_be_locked(pack, tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(dl.fcntl, "flock", unsupported)
+    with serve(good, payload=pack(make_members()).read_bytes()) as (url, _):
+        assert run(tmp_path / "data", "--url", url) == 0
+
+
+def test_full_disk_names_the_path_and_keeps_the_part(tmp_path):
+    """Files may have 100,000 bytes: a download that is cut there goes on when there is room."""
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    flags = ("--dataset_path", tmp_path, "--url")
+    with serve(good) as (url, ranges), command(*flags, url, preexec_fn=limit) as process:
+        error = process.communicate(timeout=20)[1]
+    assert process.returncode == 1 and error.count("\n") == 1 and len(ranges) == 1
+    assert f"{tmp_path} needs room: 340 MB" in error and "170 MB" in error
+    assert (tmp_path / (dl.ARCHIVE_NAME + ".part")).read_bytes() == PAYLOAD[:100_000]
+
+
+@pytest.mark.parametrize("flags", [["--synthetic"], ["--url"]])
+def test_full_file_system(flags, tmp_path):
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "none", tmp_path], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted")
+    try:
+        with serve(good) as (url, _):
+            words = [*flags, url] if flags == ["--url"] else flags
+            with command("--dataset_path", tmp_path, *words) as process:
+                error = process.communicate(timeout=60)[1]
+        assert process.returncode == 1 and error.count("\n") == 1, error
+        assert f"{tmp_path} needs room: 340 MB" in error
+        left = [dl.ARCHIVE_NAME + ".part"] if flags == ["--url"] else []
+        assert os.listdir(tmp_path) == left
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 # Archives ----------------------------------------------------------------------------------------
@@ -388,6 +508,42 @@ def test_archive_is_decoded(name, pack):
     assert data.test_labels.tolist() == members["test"]["fine_labels"]
     assert data.superclass_of_class == [c % 20 for c in range(100)]
     assert data.class_names[7] == "class 7" and data.superclass_names[7] == "superclass 7"
+
+
+def test_unpacked_archive_is_read(pack, tmp_path):
+    """As a browser leaves it: the .tar, the folder, or the folder that this was unpacked in."""
+    packed = pack(make_members())
+    expected = dl.read_archive(packed)
+    tar = tmp_path / "cifar-100-python.tar"
+    tar.write_bytes(gzip.decompress(packed.read_bytes()))
+    parent, linked = tmp_path / "unpacked", tmp_path / "links"
+    linked.mkdir()
+    with tarfile.open(tar) as file:
+        file.extractall(parent, filter="data")
+    for path in (parent / "cifar-100-python").iterdir():
+        (linked / path.name).symlink_to(path)
+    for path in (tar, parent, parent / "cifar-100-python", linked):
+        data = dl.read_archive(path)
+        np.testing.assert_array_equal(data.train_images, expected.train_images)
+        np.testing.assert_array_equal(data.test_labels, expected.test_labels)
+        assert run(tmp_path / f"of {path.name}", "--archive", path) == 0
+    (linked / "test").unlink()
+    os.mkfifo(linked / "test")  # reading it would not end
+    with pytest.raises(dl.DataError, match="test not found"):
+        dl.read_archive(linked)
+    (parent / "cifar-100-python" / "test").write_bytes(b"other")
+    with pytest.raises(dl.DataError, match="test is not the official one; expected md5"):
+        dl.read_archive(parent)
+
+
+@pytest.mark.parametrize("name", dl.MEMBER_MD5)
+def test_unpacked_archive_has_a_limit(name, pack, tmp_path, monkeypatch):
+    with tarfile.open(pack(make_members())) as file:
+        file.extractall(tmp_path, filter="data")
+    os.truncate(tmp_path / "cifar-100-python" / name, 5_000_000)
+    monkeypatch.setattr(dl, "MAX_BYTES", 4_000_000)
+    with pytest.raises(dl.DataError, match="more than 4,000,000 bytes"):
+        dl.read_archive(tmp_path)
 
 
 def test_harmless_other_members_are_ignored(pack):
@@ -736,6 +892,21 @@ def test_failed_write_leaves_no_half_file(small, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_processes_do_not_mix_their_files(small, tmp_path, monkeypatch, capsys):
+    savez, statuses = np.savez, []
+
+    def meanwhile(*args, **arrays):
+        monkeypatch.setattr(np, "savez", savez)
+        statuses.append(run(tmp_path, "--synthetic", "--seed", 1))
+        savez(*args, **arrays)
+
+    monkeypatch.setattr(np, "savez", meanwhile)
+    assert run(tmp_path, "--synthetic") == 0 and statuses == [1]
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"making {tmp_path / 'split.json'}" in error
+    assert run(tmp_path, "--synthetic") == 0 and len(list(tmp_path.iterdir())) == 5
+
+
 def test_split_json_is_written_last(small, tmp_path, monkeypatch):
     replaced, replace = [], os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (replaced.append(b.name), replace(a, b)))
@@ -792,6 +963,10 @@ def test_finished_download_of_a_killed_run_is_used_and_kept(pack, tmp_path):
         (["--dataset_path", ""], "empty"),
         (["--url", "ftp://a/"], "http"),
         (["--url", "file:///etc/passwd"], "http"),
+        (["--dataset_path", "gs://bucket/data"], "expected a path on this machine"),
+        (["--dataset_path=s3://bucket", "--synthetic"], "expected a path on this machine"),
+        (["--archive", "gs://bucket/a.tar.gz"], "expected a path on this machine"),
+        (["--archive", "https://a/a.tar.gz"], "--url"),
     ],
 )
 def test_wrong_flags_are_one_line_and_status_2(flags, message, tmp_path, monkeypatch, capsys):
@@ -816,12 +991,29 @@ def test_unusable_folder_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_help_as_a_command():
-    command = [sys.executable, "download_cifar100.py", "--help"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
-    assert result.returncode == 0 and not result.stderr
+def test_home_folder(pack, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = pack(make_members()).name
+    monkeypatch.chdir("/")
+    assert dl.main(["--dataset_path=~/data", f"--archive=~/{name}"]) == 0
+    assert (tmp_path / "data" / "split.json").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["-O"], ["-OO"]])
+def test_help_as_a_command(options):
+    settings = {"PYTHONSAFEPATH": "1"} if options else {}
+    with command("--help", options=options, env=os.environ | settings) as process:
+        output, error = process.communicate(timeout=30)
+    assert process.returncode == 0 and not error
     for flag in ("--dataset_path", "--archive", "--url", "--synthetic", "--seed"):
-        assert flag in result.stdout
+        assert flag in output
+
+
+def test_what_is_not_installed_is_one_line(tmp_path):
+    with command("--dataset_path", tmp_path, options=["-S"]) as process:  # without site-packages
+        error = process.communicate(timeout=30)[1]
+    assert process.returncode == 1 and error.count("\n") == 1
+    assert error.startswith("download_cifar100.py: error: ") and "pip install numpy six" in error
 
 
 def test_nothing_heavy_is_imported():

@@ -286,6 +286,12 @@ def test_quickstart_ends_where_there_are_no_data(quickstart, tmp_path):
     for words, settings in [(["--archive", __file__], {}), ([], {"CIFAR100_ARCHIVE": __file__})]:
         status, error, calls = quickstart(*words, **settings)
         assert status == 0 and f"--archive {__file__}" in calls[0], error
+    (tmp_path / "unpacked").mkdir()
+    status, error, calls = quickstart("--archive=~/unpacked", HOME=str(tmp_path), DATA_DIR="~/data")
+    assert status == 0, error
+    assert f"--dataset_path {tmp_path}/data --archive {tmp_path}/unpacked" in calls[0]
+    status, error, calls = quickstart(DATA_DIR="gs://bucket/data")
+    assert status == 2 and error.count("\n") == 1 and not calls
 
 
 def test_scripts_by_a_link_and_with_cdpath(tmp_path):

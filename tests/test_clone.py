@@ -1,0 +1,307 @@
+"""The scripts as they arrive and where they run: clones, zips, batch systems, strange shells."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import utils
+
+NAMES = ("group.sh", "split.sh", "eval.sh", "table.sh", "quickstart.sh", "test.sh")
+SUBMITTED = ("SLURM_SUBMIT_DIR", "PBS_O_WORKDIR", "SGE_O_WORKDIR", "LSB_SUBCWD", "LS_SUBCWD")
+SHELLS = [path for path in map(shutil.which, ("dash", "zsh", "ksh", "mksh")) if path]
+STUB = """#!/bin/sh
+echo "$1 ${PYTHONSAFEPATH-} ${BASH_ENV-} ${POSIXLY_CORRECT-}"
+"""
+
+
+def run(*command, cwd, **settings):
+    """A command without the settings of the tests' own surroundings; (status, out, error)."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PRESET", "PYTHON", *SUBMITTED)}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=kept | settings, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def fails(*command, says, status, **settings):
+    code, _, error = run(*command, **settings)
+    assert code == status and error.count("\n") == 1 and says in error, error
+    return error
+
+
+@pytest.fixture
+def stub(tmp_path):
+    """A Python that says which program it was to run, and some of its environment."""
+    path = tmp_path / "stub"
+    path.write_text(STUB)
+    path.chmod(0o755)
+    return {"PYTHON": str(path), "PRESET": "smoke"}
+
+
+@pytest.fixture
+def spool(tmp_path):
+    """What a batch system makes of a script: a copy under another name."""
+
+    def copy(name):
+        path = tmp_path / "spool" / "job 1" / "slurm_script"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(os.path.join(ROOT, name), path)
+        return path
+
+    return copy
+
+
+def started(program):
+    return f"{os.path.realpath(ROOT)}/{program}   \n"
+
+
+# ---------------------------------------------------------------- batch systems and shells
+
+
+def test_every_script_begins_alike():
+    def beginning(name):
+        with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+            return re.search(r"\n(\[ -n .*\nsource \S+)\n", file.read(), re.DOTALL).group(1)
+
+    assert len({beginning(name) for name in NAMES}) == 1
+
+
+@pytest.mark.parametrize("variable", SUBMITTED)
+def test_copy_of_a_batch_system(variable, spool, stub, tmp_path):
+    assert run("bash", spool("group.sh"), cwd=tmp_path, **{variable: ROOT}, **stub) == (
+        0, started("train.py"), ""
+    )  # fmt: skip
+
+
+def test_copies_of_all_scripts(spool, stub, tmp_path):
+    here = {"SLURM_SUBMIT_DIR": ROOT}
+    for name, program in [("split.sh", "train.py"), ("eval.sh", "eval.py")]:
+        assert run("bash", spool(name), cwd=tmp_path, **here, **stub)[1] == started(program)
+        assert run("bash", spool(name), cwd=ROOT, **stub)[1] == started(program)
+    status, output, error = run(
+        "bash", spool("table.sh"), "deep_2-2-2", cwd="/", **here, **stub, RUNS=str(tmp_path)
+    )
+    assert (status, error) == (0, "")
+    programs = ["train.py", "eval.py", "eval.py", "train.py", "eval.py"]
+    assert output == "".join(map(started, programs))
+    status, output, error = run("bash", spool("quickstart.sh"), "--help", cwd=tmp_path, **here)
+    assert status == 0 and "--synthetic" in output and "cifar-100-python" in output
+    (tmp_path / "train.py").touch()  # of another project
+    for name in NAMES:
+        fails("bash", spool(name), says="cd into it and submit there", status=2, cwd=tmp_path)
+    # From standard input, as `bsub <group.sh` reads it.
+    with open(os.path.join(ROOT, "group.sh")) as script:
+        text = script.read()
+    done = subprocess.run(
+        ["bash"], input=text, capture_output=True, text=True, cwd=ROOT, env=os.environ | stub
+    )
+    assert done.stdout == started("train.py"), done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shell", SHELLS)
+def test_other_shells_are_told_to_be_bash(shell, name, tmp_path):
+    error = fails(shell, os.path.join(ROOT, name), says="use bash: bash ", status=2, cwd=tmp_path)
+    assert error.startswith(f"{name}: error: ")
+
+
+def test_what_the_callers_shell_exports(stub, tmp_path):
+    (tmp_path / "env").write_text("cd() { echo stray; }; dirname() { echo stray; }\n")
+    settings = {
+        "BASH_ENV": str(tmp_path / "env"), "CDPATH": "/tmp:/", "POSIXLY_CORRECT": "1",
+        "PYTHONSAFEPATH": "1", "GREP_OPTIONS": "-v", "SHELLOPTS": "noclobber:noglob",
+        "BASHOPTS": "failglob:nocasematch",
+        "BASH_FUNC_readlink%%": "() { echo stray; }", "BASH_FUNC_pwd%%": "() { echo stray; }",
+        "BASH_FUNC_bash%%": "() { echo stray; }", "BASH_FUNC_cat%%": "() { echo stray; }",
+    }  # fmt: skip
+    assert run("./group.sh", cwd=ROOT, **settings, **stub) == (0, started("train.py"), "")
+    assert run("bash", "--posix", "group.sh", cwd=ROOT, **stub)[1] == started("train.py")
+    status, output, error = run("./table.sh", "deep_2-2-2", cwd=ROOT, **settings, **stub)
+    assert (status, error) == (0, "") and output.count("\n") == 5 and "stray" not in output
+
+
+# ---------------------------------------------------------------- clones and archives
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone of the last commit as Windows makes it, and without execute bits."""
+    path = tmp_path_factory.mktemp("clones") / "clone"
+    command = ["git", "clone", "-q", "-c", "core.autocrlf=true", "-c", "core.filemode=false"]
+    try:
+        subprocess.run([*command, ROOT, path], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this is no checkout that git can clone")
+    for script in [*path.glob("*.sh"), path / ".ci" / "run"]:
+        script.chmod(0o644)
+    return path
+
+
+def test_clone_with_windows_line_ends_and_no_execute_bits(clone, stub, tmp_path):
+    texts = [*clone.glob("*.sh"), *clone.glob("*.py"), clone / "requirements.txt"]
+    assert len(texts) > 20 and not [path for path in texts if b"\r" in path.read_bytes()]
+    name = "pretrained/deep_2-2-2/model.ckpt-13000.index"
+    with open(os.path.join(ROOT, name), "rb") as file:
+        assert (clone / name).read_bytes() == file.read()
+    status, output, error = run(
+        "bash", "table.sh", "deep_2-2-2", cwd=clone, RUNS=str(tmp_path), **stub
+    )
+    assert (status, error) == (0, "") and output.count("\n") == 5
+    fake = tmp_path / "ci"
+    shutil.copytree(clone / ".ci", fake / ".ci")
+    (fake / "test.sh").write_text('echo "tested $1"\n')
+    (fake / "test.sh").chmod(0o644)
+    assert run("bash", fake / ".ci" / "run", cwd="/")[1] == "tested \n"
+
+
+def revision_of(folder, monkeypatch, **settings):
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "__file__", str(folder / "utils.py"))
+        for name, value in settings.items():
+            patch.setenv(name, str(value))
+        return utils.git_revision()
+
+
+def test_git_revision_is_of_the_code_itself(clone, tmp_path, monkeypatch):
+    def git(*words, cwd):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", *identity, *words]
+        return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+    outer = tmp_path / "outer"
+    inside = outer / "vendored"
+    shutil.copytree(clone, inside, ignore=shutil.ignore_patterns(".git", "results"))
+    git("init", "-q", cwd=outer)
+    git("add", ".", cwd=outer)
+    git("commit", "-q", "-m", "all", cwd=outer)
+    assert revision_of(inside, monkeypatch) == ""
+    (inside / ".git").mkdir()  # an empty one, which git passes over
+    assert revision_of(inside, monkeypatch) == ""
+
+    head = git("rev-parse", "HEAD", cwd=clone).strip()
+    link = tmp_path / "link"
+    link.symlink_to(clone)
+    others = {"GIT_DIR": outer / ".git", "GIT_WORK_TREE": outer, "GIT_INDEX_FILE": outer / "none"}
+    for folder in (clone, link):
+        assert revision_of(folder, monkeypatch, **others).removesuffix("-dirty") == head
+    assert revision_of(inside, monkeypatch, **others) == ""
+    assert revision_of(inside, monkeypatch, GIT_DIR=outer / ".git") == ""
+    if os.getuid() == 0:  # a repository of another user
+        config = tmp_path / "gitconfig"
+        config.touch()
+        own = shutil.copytree(clone, tmp_path / "own", ignore=shutil.ignore_patterns("results"))
+        assert revision_of(own, monkeypatch, GIT_CONFIG_GLOBAL=config)
+        for path in (own, own / ".git"):
+            os.chown(path, 12345, 12345)
+        settings = {"GIT_CONFIG_GLOBAL": config, "GIT_CONFIG_SYSTEM": config}
+        assert revision_of(own, monkeypatch, **settings) == ""
+
+
+# ---------------------------------------------------------------- .venv
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """What quickstart.sh needs to make .venv; nothing is installed, and status 7 is success."""
+    here = tmp_path / "a checkout & more"
+    here.mkdir()
+    for name in ("quickstart.sh", "split.sh", "environment.sh"):
+        shutil.copy(os.path.join(ROOT, name), here)
+    (here / "requirements.txt").write_text("pip\n")
+    (here / "download_cifar100.py").write_text("raise SystemExit(7)")
+    return here
+
+
+def quickstart(here, says="", status=7):
+    """Runs it; without `says`, it must come to the data."""
+    command = ("bash", here / "quickstart.sh", "--synthetic")
+    settings = {"PYTHON": sys.executable, "PIP_USER": "1", "PIP_NO_INDEX": "1"}
+    if says:
+        fails(*command, says=says, status=1, cwd="/", **settings)
+    else:
+        code, _, error = run(*command, cwd="/", **settings)
+        assert code == status, error
+
+
+def test_environment_without_pip_keeps_what_it_holds(checkout):
+    """As `uv venv` makes it."""
+    venv = checkout / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (venv / "mine").touch()
+    python = venv / "bin" / "python"
+    assert run(python, "-m", "pip", "--version", cwd="/")[0]
+    quickstart(checkout)
+    assert (venv / "mine").exists() and run(python, "-m", "pip", "--version", cwd="/")[0] == 0
+    # Read-only now: complete as it is, but not for another requirement.
+    bound = subprocess.run(["mount", "--bind", venv, venv], capture_output=True)
+    if bound.returncode:
+        return
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", venv], check=True)
+        quickstart(checkout)
+        (checkout / "requirements.txt").write_text("pip\nsplitnet-wrn-of-nobody\n")
+        quickstart(checkout, says="is read-only and not complete: make it writable, or move it")
+    finally:
+        subprocess.run(["umount", venv], check=True)
+
+
+def test_environment_without_pip_where_none_can_be_had(checkout):
+    venv = checkout / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    packages = next((venv / "lib").glob("python*")) / "site-packages"
+    (packages / "sitecustomize.py").write_text("import sys; sys.modules['ensurepip'] = None\n")
+    before = sorted(venv.rglob("*"))
+    quickstart(checkout, says="has no pip, and 'python -m ensurepip' cannot add it: move it away")
+    assert [path for path in sorted(venv.rglob("*")) if "__pycache__" not in str(path)] == before
+
+
+@pytest.mark.parametrize("python", ["missing", "old", "dangling", "no folder"])
+def test_environment_that_does_not_run_is_left_alone(python, checkout):
+    venv = checkout / ".venv"
+    if python == "no folder":
+        venv.write_text("mine")
+    else:
+        (venv / "bin").mkdir(parents=True)
+        (venv / "mine").touch()
+    if python == "old":
+        (venv / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+        (venv / "bin" / "python").chmod(0o755)
+    elif python == "dangling":
+        (venv / "bin" / "python").symlink_to("/nowhere/python3")
+    before = sorted(checkout.rglob("*"))
+    quickstart(checkout, says="does not run, or is older than Python 3.10: move it away (mv ")
+    assert sorted(checkout.rglob("*")) == before
+
+
+def test_environment_that_was_not_finished_is_mended(checkout):
+    bin_folder = checkout / ".venv" / "bin"
+    bin_folder.mkdir(parents=True)
+    (checkout / ".venv" / ".unfinished").touch()
+    (bin_folder / "python").symlink_to("/nowhere/python3")
+    quickstart(checkout)
+    assert not (checkout / ".venv" / ".unfinished").exists()
+    quickstart(checkout)
+
+
+def test_checkout_that_is_read_only_or_python_that_is_old(checkout, tmp_path):
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    command = ("bash", checkout / "quickstart.sh", "--synthetic")
+    for python in (str(old), "no-such-python"):
+        fails(*command, says="Python 3.10 or newer is needed", status=1, cwd="/", PYTHON=python)
+    assert not (checkout / ".venv").exists()
+    bound = subprocess.run(["mount", "--bind", "-o", "ro", checkout, checkout], capture_output=True)
+    if bound.returncode:
+        pytest.skip("nothing can be mounted")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", checkout], check=True)
+        quickstart(checkout, says=".venv cannot be made: make")
+    finally:
+        subprocess.run(["umount", checkout], check=True)
