@@ -9,11 +9,13 @@ Every class here is called as the network is, images in and logits out, and tell
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import ipaddress
 import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -561,14 +563,19 @@ class Watch:
 
 @contextlib.contextmanager
 def _at_most(message: str) -> Iterator[None]:
-    """End the program with one line if what follows has not ended within PATIENCE seconds."""
-    timer = threading.Timer(PATIENCE, _give_up, [message])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    """End the program with one line if what follows has not ended within PATIENCE seconds.
+
+    TensorFlow may hold Python's lock meanwhile, so that no thread of Python could: faulthandler's
+    ends the process, and what it writes has another process say the line.
+    """
+    line = f"{os.path.basename(sys.argv[0])}: error: {message}"
+    told = 'read -r _ && printf "%s\\n" "$0" >&2; cat >/dev/null'
+    with subprocess.Popen(["sh", "-c", told, line], stdin=subprocess.PIPE) as teller:
+        faulthandler.dump_traceback_later(PATIENCE, exit=True, file=teller.stdin)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _give_up(message: str) -> NoReturn:

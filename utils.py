@@ -657,9 +657,9 @@ class Ending(Interruption):
             number = pipe.read(1)
         if number:
             time.sleep(self.GRACE)
-            if not self._over:
-                print(ended_by(number[0]), file=sys.stderr)
-            os._exit(self.STATUS.get(number[0], 1))
+        if number and not self._over:
+            print(ended_by(number[0]), file=sys.stderr)
+            os._exit(self.STATUS[number[0]])
 
     def _note(self, number, _frame) -> None:
         if not self.status:
