@@ -8,15 +8,19 @@ Every class here is called as the network is, images in and logits out, and tell
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import ipaddress
 import json
 import os
 import re
-import signal
 import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 import grpc
 import numpy as np
@@ -83,32 +87,117 @@ def strategy(names: Sequence[str]) -> tf.distribute.Strategy | None:
     Raises:
         ValueError: a device is not there, or TF_CONFIG cannot be used.
     """
-    if not os.environ.get("TF_CONFIG"):
+    config = read_tf_config()
+    if config is None:
+        if os.environ.get("TF_CONFIG"):
+            print("TF_CONFIG names no other worker: training on this machine alone")
         return tf.distribute.MirroredStrategy(find_devices(names)) if names else None
     if names:
         raise ValueError("TF_CONFIG is set: each worker uses all its GPUs, so leave --devices out")
+    cluster, kind, index = config
+    mine, others = cluster[kind][index], sum(cluster.values(), [])
+    others.remove(mine)
+    print(f"waiting for the workers {', '.join(others)}", flush=True)
+    _wait_for(others, _port(mine))
+    _use_no_proxy()
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(cluster),
+        task_type=kind,
+        task_id=index,
+        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+    )
     try:
-        cluster = json.loads(os.environ["TF_CONFIG"])["cluster"]
-        if list(cluster) != ["worker"] or len(cluster["worker"]) < 2:
-            raise ValueError("its cluster is not of two or more workers")
-        print(f"waiting for the workers {', '.join(cluster['worker'])}", flush=True)
-        handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # it may take long: Ctrl-C ends it
-        try:
-            return tf.distribute.MultiWorkerMirroredStrategy()
-        finally:
-            signal.signal(signal.SIGINT, handler)
-    except (ValueError, KeyError, TypeError, RuntimeError, tf.errors.OpError) as error:
-        raise ValueError(
-            f"TF_CONFIG cannot be used ({_first_line(error)}): it is a JSON object such as "
-            '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", '
-            '"index": 0}}, or unset'
-        ) from None
+        with _at_most(
+            f"the workers of TF_CONFIG do not come together within {PATIENCE} seconds: start all "
+            f"again, each with the same cluster, which all can reach: {cluster}"
+        ):
+            return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        raise _unusable(_first_line(error)) from None
+
+
+def read_tf_config() -> tuple[dict[str, list[str]], str, int] | None:
+    """The cluster of TF_CONFIG, addresses by job, and this process's job and place in that.
+
+    None where it names one machine only or none: managed services always set it. `master` is the
+    chief's older name.
+
+    Raises:
+        ValueError: it cannot be used; says what is expected.
+    """
+    text = os.environ.get("TF_CONFIG", "").strip()
+    try:
+        config = json.loads(text or "{}")
+        jobs = {job: them for job, them in (config.get("cluster") or {}).items() if them}
+        task = config.get("task") or {}
+        kind = task.get("type")
+        if not all(isinstance(addresses, list) for addresses in jobs.values()):
+            raise ValueError("a job is not a list of addresses")
+        for job in {*jobs, kind} - {"chief", "master", "worker", "evaluator", None}:
+            raise ValueError(f"there are no {job} jobs here, only chief, worker and evaluator")
+        if kind == "evaluator":
+            raise ValueError("training has no evaluator: run eval.py for that")
+        if len(jobs.get("chief", []) + jobs.get("master", [])) > 1:
+            raise ValueError("there is more than one chief")
+        # An evaluator takes no part; the others need not know of it.
+        cluster = {"chief": jobs.get("chief", jobs.get("master")), "worker": jobs.get("worker")}
+        cluster = {job: addresses for job, addresses in cluster.items() if addresses}
+        addresses = sum(cluster.values(), [])
+        if len(addresses) < 2:
+            return None
+        if len(set(addresses)) < len(addresses):
+            raise ValueError("an address is there twice")
+        for address in addresses:
+            _port(address)
+        if not kind or "index" not in task:
+            raise ValueError("its task lacks a type or an index")
+        kind, index = kind.replace("master", "chief"), int(task["index"])
+        if not 0 <= index < len(cluster.get(kind, [])):
+            raise ValueError(f"its task, {kind} {index}, is not in its cluster")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _unusable(str(error)) from None
+    return cluster, kind, index
+
+
+def _unusable(reason: str) -> ValueError:
+    return ValueError(
+        f"TF_CONFIG cannot be used ({reason}): it is a JSON object such as "
+        '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", '
+        '"index": 0}}, or unset'
+    )
+
+
+def _wait_for(others: Sequence[str], port: int) -> None:
+    """Return when all the other workers are there, and tell them that this one is.
+
+    TensorFlow waits too, but keeps SIGTERM from ending that and hears of no Ctrl-C.
+    """
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    dual = family == socket.AF_INET6
+    try:
+        listening = socket.create_server(("", port), family=family, dualstack_ipv6=dual)
+    except OSError as error:
+        raise _unusable(f"port {port} of this worker: {error.strerror}") from None
+    with listening:
+        for address in others:
+            while not _listens(address):
+                time.sleep(0.5)
+
+
+def _listens(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    with contextlib.suppress(OSError):  # its name may be unknown as well until it has started
+        socket.create_connection((host, _port(address)), timeout=PATIENCE / 4).close()
+        return True
+    return False
 
 
 def is_chief(spread: tf.distribute.Strategy | None) -> bool:
-    """Whether this process is the one that writes a run's files: of several workers, the first."""
+    """Whether this process writes a run's files: the chief, or without one the first worker."""
     resolver = getattr(spread, "cluster_resolver", None)
-    return resolver is None or resolver.task_id == 0
+    if resolver is None or resolver.task_type == "chief":
+        return True
+    return "chief" not in resolver.cluster_spec().jobs and resolver.task_id == 0
 
 
 # ---------------------------------------------------------------- a tree on several devices
@@ -347,6 +436,7 @@ def serve(port: int) -> None:
     Raises:
         ValueError: the port cannot be used.
     """
+    _use_no_proxy()
     try:
         server = tf.distribute.Server({"worker": [f"localhost:{port}"]}, "worker", 0)
     except tf.errors.OpError as error:
@@ -367,11 +457,13 @@ def connect(addresses: Sequence[str]) -> list[str]:
     """
     resolved = set()
     for address in addresses:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit() or int(port) >= 2**16:
-            raise ValueError(f"--cluster takes host:port,host:port, got {address!r}")
         try:
-            found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+            port = _port(address)
+        except ValueError:
+            raise ValueError(f"--cluster takes host:port,host:port, got {address!r}") from None
+        try:
+            host = address.rpartition(":")[0].strip("[]")
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             resolved.add(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4])
         except OSError as error:
             raise ValueError(f"--cluster names {address}: {error}") from None
@@ -389,8 +481,13 @@ def connect(addresses: Sequence[str]) -> list[str]:
         )
     # TensorFlow would call this process localhost, where no other machine finds it.
     here = tf.train.ClusterSpec({"worker": list(addresses), "localhost": [_own_address(resolved)]})
-    tf.config.experimental_connect_to_cluster(here, job_name="localhost", task_index=0)
-    there, devices = tf.config.list_logical_devices(), []
+    _use_no_proxy()
+    with _at_most(
+        f"the workers of --cluster {','.join(addresses)} answer, but do not connect within "
+        f"{PATIENCE} seconds: they must reach each other and this machine"
+    ):
+        tf.config.experimental_connect_to_cluster(here, job_name="localhost", task_index=0)
+        there, devices = tf.config.list_logical_devices(), []
     for task in range(len(addresses)):
         mine = [d.name for d in there if f"/job:worker/replica:0/task:{task}/" in d.name]
         devices.append(next((name for name in mine if "GPU" in name), mine[0]))
@@ -412,6 +509,23 @@ def _own_address(workers: set[tuple]) -> str:
 
 def _is_loopback(address: tuple) -> bool:
     return ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
+
+
+def _port(address: str) -> int:
+    """Of host:port; ValueError of anything else."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ValueError(f"host:port is expected, got {address!r}")
+    return int(port)
+
+
+def _use_no_proxy() -> None:
+    """Let TensorFlow reach workers without the proxy of http_proxy and its like.
+
+    That is for the world outside, and what speaks to a worker by it may wait for ever. Empty,
+    this variable goes before the others, for gRPC only.
+    """
+    os.environ["grpc_proxy"] = ""  # noqa: SIM112, so gRPC spells it
 
 
 def _answers(address: str, seconds: float) -> bool:
@@ -441,14 +555,36 @@ class Watch:
     def _greet(self, address: str) -> None:
         while not self._over.wait(1):
             if not _answers(address, PATIENCE) and not self._over.is_set():
-                print(f"eval.py: error: {lost([address])}", file=sys.stderr, flush=True)
-                os._exit(1)  # whatever waits for that worker would wait for ever
+                _give_up(lost([address]))
 
     def __enter__(self) -> Watch:
         return self
 
     def __exit__(self, *_) -> None:
         self._over.set()
+
+
+@contextlib.contextmanager
+def _at_most(message: str) -> Iterator[None]:
+    """End the program with one line if what follows has not ended within PATIENCE seconds.
+
+    TensorFlow may hold Python's lock meanwhile, so that no thread of Python could: faulthandler's
+    ends the process, and what it writes has another process say the line.
+    """
+    line = f"{os.path.basename(sys.argv[0])}: error: {message}"
+    told = 'read -r _ && printf "%s\\n" "$0" >&2; cat >/dev/null'
+    with subprocess.Popen(["sh", "-c", told, line], stdin=subprocess.PIPE) as teller:
+        faulthandler.dump_traceback_later(PATIENCE, exit=True, file=teller.stdin)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _give_up(message: str) -> NoReturn:
+    """End the program from another thread: what waits in TensorFlow would wait for ever."""
+    print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def lost(addresses: Sequence[str]) -> str:

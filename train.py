@@ -149,7 +149,7 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
         known = " or ".join(evaluation.DTYPES)
         parser.error(f"--precision must be {known}, got {flags.precision!r}")
     flags.devices = [name for name in flags.devices.split(",") if name]
-    if flags.jit_compile and (len(flags.devices) > 1 or os.environ.get("TF_CONFIG")):
+    if flags.jit_compile and (len(flags.devices) > 1 or placement.read_tf_config()):
         several = "--devices" if flags.devices else "TF_CONFIG"
         parser.error(f"--jit_compile compiles for one device: leave it or {several} out")
     flags.ngroups = (flags.ngroups3, flags.ngroups2, flags.ngroups1)
@@ -543,7 +543,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"{flags.train_dir} was complete before\n{_last_line(complete)}")
         return 0
     strategy = placement.strategy(flags.devices)
-    interruption = utils.Interruption()  # after the strategy, which may take signals for itself
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()
     data = {split: cifar100.load(flags.data_dir, split) for split in ("train", "val")}
@@ -556,7 +555,8 @@ def main(argv: Sequence[str]) -> int:
         "indices_sha256": dataset.get("indices_sha256", ""),
     }
     try:
-        return _run(flags, data, about, strategy, interruption)
+        with utils.Interruption() as interruption:  # after the strategy, which may take signals
+            return _run(flags, data, about, strategy, interruption)
     except tf.errors.OpError as error:
         if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise

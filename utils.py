@@ -21,6 +21,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
@@ -132,40 +134,86 @@ def path(text: str) -> str:
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Run a script; what goes wrong in a foreseen way ends in one line and status 1."""
+    """Run a script; what goes wrong in a foreseen way ends in one line and status 1.
+
+    A signal ends it in one line too, with status 128 + its number. What cannot be printed ends
+    nothing.
+    """
     name = os.path.basename(sys.argv[0])
+    _open_streams()
     try:
-        status = main(sys.argv[1:])
-    except BrokenPipeError:
-        _no_reader()
-        status = 128 + signal.SIGPIPE
+        with Ending():
+            status = main(sys.argv[1:])
     except (ValueError, OSError, tf.errors.OpError) as error:
         message = " ".join(str(error).split())
         if os.environ.get("SPLITNET_TRACEBACK"):
             raise
         print(f"{name}: error: {message}", file=sys.stderr)
         status = 1
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        status = 130
-    try:
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        print(ended_by(number), file=sys.stderr)
+        status = 128 + number
+    finally:
         sys.stdout.flush()
-    except BrokenPipeError:
-        _no_reader()
     sys.exit(status or 0)
 
 
 def say(text: str) -> None:
-    """Print at once. Where the reader has ended, as `tee` does by a Ctrl-C, the run goes on."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        _no_reader()
+    """Print at once, also into a pipe or a file."""
+    print(text, flush=True)
 
 
-def _no_reader() -> None:
-    """What is printed from now on goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _open_streams() -> None:
+    """Make the standard streams such that printing, and opening files, cannot go wrong."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed, as by `>&-`: a file that is opened later would take its place
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115, open to the end
+        if getattr(stream, "errors", None) == "strict":  # a path may have letters it lacks
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, _Output(stream))
+
+
+class _Output:
+    """A standard stream that may end before the run: its terminal is closed, its disk is full.
+
+    From then on what is printed goes nowhere. Standard error says so once, but not of a reader
+    that has ended, as `| head` does.
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable, *args) -> None:
+        try:
+            action(*args)
+        except BlockingIOError:  # another program has made the terminal that it shares so
+            os.set_blocking(self._stream.fileno(), True)
+            self.flush()
+        except OSError as error:
+            self._end(error)
+
+    def _end(self, error: OSError) -> None:
+        with open(os.devnull, "w") as null:  # takes what is still buffered as well
+            os.dup2(null.fileno(), self._stream.fileno())
+        if self is not sys.stderr and not isinstance(error, BrokenPipeError):
+            name = os.path.basename(sys.argv[0])
+            reason = f"{name}: what it prints is lost from here on ({error.strerror})"
+            print(f"{reason}; it goes on without", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- files
@@ -752,16 +800,92 @@ class Follower(Run):
 
 
 class Interruption:
-    """Turns SIGINT and SIGTERM into a flag that a training loop reads between two steps."""
+    """Turns signals into a flag, `status`, that a training loop reads between two steps.
 
-    STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+    A context manager: the handlers of before come back after it. What was ignored before stays so,
+    as SIGHUP under nohup. In a thread other than Python's main one it takes no signals.
+    """
+
+    STATUS = {
+        number: 128 + number
+        for number in (
+            signal.SIGINT, signal.SIGTERM,
+            signal.SIGHUP,  # the terminal was closed
+            signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,  # schedulers, before a job's time ends
+        )
+    }  # fmt: skip
 
     def __init__(self):
         self.status = 0
-        for number in self.STATUS:
-            signal.signal(number, self._note)
+        self._before = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.getsignal(number) for number in self.STATUS}
+            self._wakeup = signal.set_wakeup_fd(self._wakeup_descriptor())
+        for number, before in self._before.items():
+            # Said again of what is ignored: TensorFlow may have taken it in between.
+            signal.signal(number, before if before == signal.SIG_IGN else self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before or signal.SIG_DFL)
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup)
+
+    def _wakeup_descriptor(self) -> int:
+        return -1
 
     def _note(self, number, _frame) -> None:
-        if self.status:  # a second one does not wait
+        if self.status and number == signal.SIGINT:  # a second Ctrl-C does not wait
             raise KeyboardInterrupt
-        self.status = self.STATUS[number]
+        # Others come twice of themselves: from a shell and its terminal, from `timeout`, ...
+        self.status = self.status or self.STATUS[number]
+
+
+class Ending(Interruption):
+    """Turns the first of these signals into KeyboardInterrupt, with the signal's number.
+
+    TensorFlow lets no exception in while it computes or waits for another machine: where that
+    takes longer than `GRACE` seconds, the process ends without.
+    """
+
+    GRACE = 5
+
+    def __init__(self):
+        super().__init__()
+        self._over = False
+
+    def __exit__(self, *_) -> None:
+        self._over = True
+        super().__exit__()
+        if self._before:
+            os.close(self._writer)
+
+    def _wakeup_descriptor(self) -> int:
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        threading.Thread(target=self._wait, args=(reader,), daemon=True).start()
+        return self._writer
+
+    def _wait(self, reader: int) -> None:
+        """End the process some time after a signal, whose number comes through a pipe."""
+        with open(reader, "rb", buffering=0) as pipe:
+            number = pipe.read(1)
+        if number:
+            time.sleep(self.GRACE)
+        if number and not self._over:
+            print(ended_by(number[0]), file=sys.stderr)
+            os._exit(self.STATUS[number[0]])
+
+    def _note(self, number, _frame) -> None:
+        if not self.status:
+            self.status = self.STATUS[number]
+            raise KeyboardInterrupt(number)
+
+
+def ended_by(number: int) -> str:
+    """The line that a program ends with after a signal."""
+    words = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    return f"{os.path.basename(sys.argv[0])}: interrupted{words}"

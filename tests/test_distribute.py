@@ -214,7 +214,13 @@ def test_worker_that_ends_ends_the_run(number, status, data, tmp_path):
             assert "going on from" in out and f"step {end - 2}\n" in out
 
 
-@pytest.mark.parametrize("config", ["{", "{}", '{"cluster": {"worker": ["127.0.0.1:1"]}}', "[]"])
+TWO_WORKERS = '{"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}'
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["{", "[]", TWO_WORKERS + "}", TWO_WORKERS + ', "task": {"type": "worker", "index": 2}}'],
+)
 def test_tf_config_that_cannot_be_used(config, data, tmp_path, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config)
     fails("train.py", *train_flags("group", tmp_path / "r", data), says="TF_CONFIG cannot be used")
