@@ -39,11 +39,11 @@ def prepare() -> None:
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed: the next file to be opened would be taken for it
-            os.open(os.devnull, os.O_RDWR)
+        except OSError:  # closed, as by `>&-`: a file that is opened later would take its place
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, open as long as the process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, open to the end
     missing = [name for name in REQUIRED if not is_installed(name)]
     if missing:
         fail(f"{sys.executable} has no {', '.join(missing)}")

@@ -201,8 +201,8 @@ def find(flags: argparse.Namespace, run: utils.Run, about: dict):
         return net, path, about | _origin(description, about)
     if steps:
         raise ValueError(
-            f"none of the {len(steps)} checkpoints in {flags.train_dir} can be read: remove them "
-            "to start anew, or name another --train_dir"
+            f"none of the {len(steps)} checkpoints in {flags.train_dir} can be read: to "
+            "start anew, name another --train_dir or move this folder away"
         )
     run.check_nothing_lost()
     if flags.checkpoint:
@@ -288,10 +288,25 @@ def _changed_flags(config: dict, flags: argparse.Namespace, besides=()) -> list[
     ]
 
 
-def say_changes(path: str, flags: argparse.Namespace) -> None:
-    """Tell which flags are not those of the run's last start."""
+def say_changes(path: str, flags: argparse.Namespace, step: int, num_images: int) -> None:
+    """Tell which flags are not those of the run's last start.
+
+    Args:
+        path: of its config.json.
+        step: that it goes on from.
+        num_images: of the training set.
+    """
     try:
-        for change in _changed_flags(utils.read_json(path), flags):
-            print(f"changed since the last start: {change}")
+        config = utils.read_json(path)
     except ValueError as error:
         print(f"the flags of the last start are not known: {error}")
+        return
+    for change in _changed_flags(config, flags):
+        print(f"changed since the last start: {change}")
+    sizes = config.get("flags", {}).get("batch_size"), flags.batch_size
+    if isinstance(sizes[0], int) and sizes[0] != sizes[1]:
+        before, now = (step * size / num_images for size in sizes)
+        print(
+            f"step {step} ended epoch {before:.2f} and counts as epoch {now:.2f} from here on, for "
+            f"the schedules as for the images: they go on as if every step had taken {sizes[1]}"
+        )

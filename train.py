@@ -590,7 +590,7 @@ def _run(flags, data, about, strategy, interruption) -> int:
         loop = Loop(flags, run, trainer, data)
         loop.check_workers()
         if step and os.path.exists(run.path("config.json")):
-            start.say_changes(run.path("config.json"), flags)
+            start.say_changes(run.path("config.json"), flags, step, len(data["train"][1]))
         run.write("config.json", {
             "flags": vars(flags),
             "network": resnet.describe(net)["config"],

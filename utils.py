@@ -140,7 +140,7 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     nothing.
     """
     name = os.path.basename(sys.argv[0])
-    _open_streams()
+    _guard_streams()
     try:
         with Ending():
             status = main(sys.argv[1:])
@@ -164,15 +164,10 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def _open_streams() -> None:
-    """Make the standard streams such that printing, and opening files, cannot go wrong."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:  # closed, as by `>&-`: a file that is opened later would take its place
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+def _guard_streams() -> None:
+    """Make printing such that it cannot end a command."""
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115, open to the end
+        stream = getattr(sys, name)
         if getattr(stream, "errors", None) == "strict":  # a path may have letters it lacks
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, _Output(stream))

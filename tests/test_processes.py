@@ -110,7 +110,7 @@ def test_output_that_cannot_be_encoded_or_waits(monkeypatch):
     os.set_blocking(writer, False)
     with open(writer, "w", encoding="ascii") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        utils._open_streams()
+        utils._guard_streams()
         read = []
         thread = threading.Thread(target=lambda: read.append(open(reader).read()))  # noqa: SIM115
         threading.Timer(0.5, thread.start).start()

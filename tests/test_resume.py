@@ -183,7 +183,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(whole, stopped, t
         spoil(utils.checkpoint_path(str(directory), step), "bit")
     metrics = (directory / "metrics.jsonl").read_text()
     status, _, error = inside("train.py", *whole[1]("baseline", directory))
-    assert status == 1 and "can be read: remove them to start anew" in error
+    assert status == 1 and "can be read: to start anew, name another" in error
     assert (directory / "metrics.jsonl").read_text() == metrics
 
 

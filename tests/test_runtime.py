@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, inside, python, train_flags, write_data
+from conftest import ROOT, python, train_flags
 
 import runtime
 import utils
@@ -184,14 +184,3 @@ def test_importing_changes_nothing_of_the_process():
         capture_output=True, text=True, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-
-
-def test_a_resume_with_another_batch_size_says_what_becomes_of_the_images(tmp_path):
-    data = write_data(tmp_path / "data", {"train": 300, "val": 60, "train_val": 360, "test": 60})
-    flags = train_flags("baseline", tmp_path / "run", data, max_steps=2)
-    assert inside("train.py", *flags)[0] == 0
-    flags = train_flags("baseline", tmp_path / "run", data, max_steps=3, batch_size=30)
-    status, out, error = inside("train.py", *flags)
-    assert status == 0, error
-    assert "--batch_size 20 -> 30: step 3 begins at image 60 of epoch 1" in out
-    assert "before 40" in out

@@ -496,3 +496,19 @@ def test_any_flags_give_a_valid_run_or_one_line(stage, flags):
     else:
         config = start.network_config(parsed)
         assert (max(config.groups) > 1) == (stage == "group")
+
+
+def test_a_resume_with_another_batch_size_says_what_becomes_of_epochs_and_images(
+    data_dir, tmp_path
+):
+    flags = {"max_steps": 3, "batch_size": 20}
+    assert inside("train.py", *train_flags("baseline", tmp_path / "run", data_dir, **flags))[0] == 0
+    flags = {"max_steps": 4, "batch_size": 50}
+    status, out, error = inside(
+        "train.py", *train_flags("baseline", tmp_path / "run", data_dir, **flags)
+    )
+    assert status == 0, error
+    assert "changed since the last start: --batch_size 20 -> 50" in out
+    # 3 steps of 300 images: 60 of them were seen, 150 are passed over.
+    assert "step 3 ended epoch 0.20 and counts as epoch 0.50 from here on" in out
+    assert "as if every step had taken 50" in out
