@@ -30,6 +30,7 @@ import resnet
 
 PLACEMENTS = ("single", "branch", "hybrid")
 PATIENCE = 20  # seconds without an answer after which another machine counts as lost
+START_PATIENCE = 600  # seconds for the other workers of TF_CONFIG to be started
 
 
 # ---------------------------------------------------------------- devices of this machine
@@ -97,7 +98,10 @@ def strategy(names: Sequence[str]) -> tf.distribute.Strategy | None:
     cluster, kind, index = config
     mine, others = cluster[kind][index], sum(cluster.values(), [])
     others.remove(mine)
-    print(f"waiting for the workers {', '.join(others)}", flush=True)
+    print(
+        f"waiting for the workers {', '.join(others)}, at most {START_PATIENCE / 60:g} minutes",
+        flush=True,
+    )
     _wait_for(others, _port(mine))
     _use_no_proxy()
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -170,8 +174,12 @@ def _unusable(reason: str) -> ValueError:
 def _wait_for(others: Sequence[str], port: int) -> None:
     """Return when all the other workers are there, and tell them that this one is.
 
-    TensorFlow waits too, but keeps SIGTERM from ending that and hears of no Ctrl-C.
+    TensorFlow waits too, but for ever, keeps SIGTERM from ending that and hears of no Ctrl-C.
+
+    Raises:
+        ValueError: this worker's port is taken, or another is not there in START_PATIENCE.
     """
+    end = time.monotonic() + START_PATIENCE
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     dual = family == socket.AF_INET6
     try:
@@ -181,6 +189,11 @@ def _wait_for(others: Sequence[str], port: int) -> None:
     with listening:
         for address in others:
             while not _listens(address):
+                if time.monotonic() > end:
+                    raise ValueError(
+                        f"no worker of TF_CONFIG answered at {address}: start it there with the "
+                        "same cluster, then this command again"
+                    )
                 time.sleep(0.5)
 
 

@@ -253,7 +253,8 @@ def test_a_chief_and_its_worker_behind_a_proxy(proxy, data, tmp_path):
     flags = train_flags("baseline", tmp_path / "run", data, **ENDLESS)
     worker, chief = workers(cluster, [("worker", 0), ("master", 0)], *flags)
     with ended(worker, chief):
-        assert worker.stdout.readline() == f"waiting for the workers {cluster['master'][0]}\n"
+        waiting = f"waiting for the workers {cluster['master'][0]}, at most 10 minutes\n"
+        assert worker.stdout.readline() == waiting
         wait_for(lambda: newest(tmp_path / "run") > 0, chief)
         chief.send_signal(signal.SIGUSR1)
         for process, status in [(chief, 128 + signal.SIGUSR1), (worker, 143)]:
@@ -341,3 +342,12 @@ def test_a_managed_services_tf_config_trains_on_one_machine(data, tmp_path, monk
     assert status == 0, error
     assert "training on this machine alone" in out
     assert utils.read_json(tmp_path / "run" / "result.json")["step"] == 1
+
+
+def test_waiting_for_a_worker_has_an_end(monkeypatch):
+    mine, missing = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    config = {"cluster": {"worker": [mine, missing]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    monkeypatch.setattr(placement, "START_PATIENCE", 1)
+    with pytest.raises(ValueError, match=f"no worker of TF_CONFIG answered at {missing}"):
+        placement.strategy([])
