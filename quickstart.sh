@@ -51,8 +51,10 @@ DATA_DIR=${DATA_DIR/#\~\//"${HOME-}"/}
 case $DATA_DIR in
 *://*) fail "DATA_DIR is a folder on this machine, not '$DATA_DIR'" ;;
 esac
-case $PRESET in
-paper | cpu | smoke) ;;
+case $PRESET in # REST: how long all takes that comes after group.sh, in tenths of its time
+paper) REST=4 ;;
+cpu) REST=13 ;;
+smoke) REST=5 ;;
 *) fail "PRESET is paper, cpu or smoke, not '$PRESET'" ;;
 esac
 
@@ -90,8 +92,20 @@ fi
 notice_synthetic
 [ "$status" -eq 0 ] || exit "$status"
 
+tell_time() { # copies group.sh's output; after its first steps says how long everything will take
+    local line told=
+    trap '' INT # the last lines come after a Ctrl-C
+    while IFS= read -r line; do
+        printf '%s\n' "$line"
+        if [ -z "$told" ] && [[ $line =~ ([0-9]+):([0-9]+):([0-9]+)\ left ]]; then
+            told=$((10#${BASH_REMATCH[1]} * 60 + 10#${BASH_REMATCH[2]} + 1))
+            echo "== about $(((told * (10 + REST) + 9) / 10)) minutes to the end, at the speed so far"
+        fi
+    done
+}
+
 echo "== group.sh: learn the groups ($PRESET)"
-TRAIN_DIR=$RUNS/group bash "$HERE/group.sh"
+TRAIN_DIR=$RUNS/group bash "$HERE/group.sh" | tell_time
 echo "== eval.sh: the grouped network, and the same right after the cut"
 CHECKPOINT=$RUNS/group bash "$HERE/eval.sh"
 CHECKPOINT=$RUNS/group bash "$HERE/eval.sh" --mask

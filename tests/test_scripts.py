@@ -224,6 +224,10 @@ case "$*" in
     echo '{"dataset": "synthetic"}' >"$3/split.json" ;;
 *download_cifar100.py*--archive*) ;;
 *download_cifar100.py*) exit "$DOWNLOAD" ;;
+*"--stage group"*)
+    echo "step 100/3000  loss 1.0000  accuracy 0.500  lr 0.1  700 images/s  0:05:12 left"
+    echo "step 200/3000  loss 1.0000  accuracy 0.500  lr 0.1  700 images/s  0:09:00 left"
+    exit "${GROUP:-0}" ;;
 esac
 """
 
@@ -252,6 +256,7 @@ def quickstart(tmp_path):
             env=kept | {"PYTHON": str(python), "LOG": str(log), "DOWNLOAD": str(download)}
             | environment,
         )  # fmt: skip
+        run.out = done.stdout
         return done.returncode, done.stderr, log.read_text().splitlines()
 
     return run
@@ -266,6 +271,14 @@ def test_quickstart_goes_through_the_pipeline(quickstart):
     assert "--stage group" in calls[1] and "--stage split" in calls[4]
     assert [" --mask" in call for call in calls[2:4]] == [False, True]
     assert all("--preset smoke" in calls[i] and "/data/cifar100" in calls[i] for i in (1, 4))
+
+
+def test_quickstart_says_how_long_it_takes(quickstart):
+    quickstart()
+    assert quickstart.out.count("minutes to the end") == 1
+    # 5:12 and half as much again, in whole minutes.
+    assert "0:05:12 left\n== about 9 minutes to the end" in quickstart.out
+    assert quickstart(GROUP="130")[0] == 130  # an interruption ends it
 
 
 def test_quickstart_where_there_is_no_network(quickstart):
