@@ -21,9 +21,9 @@ TRAIN_DIR=${TRAIN_DIR:-$HERE/runs/$PRESET/split}
 find_python
 
 case $PRESET in
-paper) STEPS=120000 INITIAL_LR=0.1 LR_STEP_EPOCH=100,140 LR_DECAY=0.1 INTERVAL=1000 ;;
-cpu) STEPS=13000 INITIAL_LR=0.1 LR_STEP_EPOCH=10,16,20,23,25 LR_DECAY=0.3 INTERVAL=500 ;;
-smoke) STEPS=1500 INITIAL_LR=0.05 LR_STEP_EPOCH=2 LR_DECAY=0.1 INTERVAL=500 ;;
+paper) BATCH_SIZE=90 STEPS=120000 INITIAL_LR=0.1 LR_STEP_EPOCH=100,140 LR_DECAY=0.1 INTERVAL=1000 ;;
+cpu) BATCH_SIZE=90 STEPS=13000 INITIAL_LR=0.1 LR_STEP_EPOCH=10,16,20,23,25 LR_DECAY=0.3 INTERVAL=500 ;;
+smoke) BATCH_SIZE=60 STEPS=1500 INITIAL_LR=0.05 LR_STEP_EPOCH=1.33 LR_DECAY=0.1 INTERVAL=700 ;;
 *) fail "PRESET is paper, cpu or smoke, not '$PRESET'" ;;
 esac
 
@@ -33,7 +33,7 @@ exec "$PYTHON" "$HERE/train.py" \
     --data_dir "$DATA_DIR" \
     --basemodel "$BASEMODEL" \
     --train_dir "$TRAIN_DIR" \
-    --batch_size 90 \
+    --batch_size "$BATCH_SIZE" \
     --max_steps "$STEPS" \
     --initial_lr "$INITIAL_LR" \
     --lr_step_epoch "$LR_STEP_EPOCH" \

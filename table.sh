@@ -31,15 +31,15 @@ export PYTHON
 case $PRESET in
 paper)
     K=8 K_NARROW=5.75 FIRST=200000 FIRST_DROPS=240,300 ALL=320000 ALL_DROPS=500,540 ALL_DECAY=0.1
-    KEEP_PROB=0.5 DEEP_KEEP_PROB=0.5 INTERVAL=1000
+    KEEP_PROB=0.5 DEEP_KEEP_PROB=0.5 INTERVAL=1000 BATCH_SIZE=90
     ;;
 cpu)
     K=2 K_NARROW=1.4375 FIRST=7000 FIRST_DROPS=13 ALL=20000 ALL_DROPS=24,30,34,37,39 ALL_DECAY=0.3
-    KEEP_PROB=0.9 DEEP_KEEP_PROB=1.0 INTERVAL=500
+    KEEP_PROB=0.9 DEEP_KEEP_PROB=1.0 INTERVAL=500 BATCH_SIZE=90
     ;;
 smoke)
-    K=1 K_NARROW=0.6875 FIRST=3000 FIRST_DROPS=5 ALL=4500 ALL_DROPS=8 ALL_DECAY=0.1
-    KEEP_PROB=0.9 DEEP_KEEP_PROB=1.0 INTERVAL=500
+    K=1 K_NARROW=0.6875 FIRST=2800 FIRST_DROPS=3.07 ALL=4300 ALL_DROPS=5.07 ALL_DECAY=0.1
+    KEEP_PROB=0.9 DEEP_KEEP_PROB=1.0 INTERVAL=700 BATCH_SIZE=60
     ;;
 *) fail "PRESET is paper, cpu or smoke, not '$PRESET'" ;;
 esac
@@ -60,7 +60,7 @@ train() { # DIRECTORY FLAG ...
     local directory=$1
     shift
     "$PYTHON" "$HERE/train.py" --train_dir "$directory" --data_dir "$DATA_DIR" \
-        --preset "$PRESET" --seed "$SEED" --batch_size 90 --display 100 \
+        --preset "$PRESET" --seed "$SEED" --batch_size "$BATCH_SIZE" --display 100 \
         --val_interval "$INTERVAL" --checkpoint_interval "$INTERVAL" "$@"
 }
 

@@ -176,6 +176,14 @@ def test_ignored_signals_stay_ignored_and_threads_take_none():
     assert found == [before]
 
 
+MEET = """
+import runtime
+runtime.is_command = lambda: True  # quiet, as a script of ours is
+import utils
+import placement
+placement.PATIENCE = 2
+placement.strategy([])
+"""
 STUCK = """
 import ctypes
 import runtime
@@ -276,7 +284,7 @@ def test_waiting_for_a_worker_can_be_ended(data, tmp_path):
         cluster["worker"][1] = f"127.0.0.1:{silent.getsockname()[1]}"
         task = {"type": "worker", "index": 0}
         done = subprocess.run(
-            [sys.executable, "-c", "import placement as p; p.PATIENCE = 2; p.strategy([])"],
+            [sys.executable, "-c", MEET],
             env=os.environ | {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})},
             cwd=ROOT, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
