@@ -74,8 +74,18 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--repeats", type=count, default=5, help="timed turns of each (default: 5)")
     add("--precision", default="float32", help="float32 or bfloat16, or both, with a comma")
     add("--peer", default="", help="also compare the step of stage baseline with keras,torch")
-    add("--checkpoint", default="", help="also place this tree, with the groups that it learned")
-    add("--output_file", default="", help="default: benchmark.json; of --peer alone, peers.json")
+    add(
+        "--checkpoint",
+        type=utils.path,
+        default="",
+        help="also place this tree, with the groups that it learned",
+    )
+    add(
+        "--output_file",
+        type=utils.path,
+        default="",
+        help="default: benchmark.json; of --peer alone, peers.json",
+    )
     flags = parser.parse_args(argv)
     flags.k = int(flags.k) if flags.k == int(flags.k) else flags.k
     for name, known in [("only", PARTS), ("precision", evaluation.DTYPES), ("peer", peers.STEPS)]:
