@@ -14,11 +14,17 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 REAL_ARCHIVE = os.path.join(ROOT, "../shared/data/cifar-100-python.tar.xz")
 
-import utils  # noqa: E402, F401, it quiets TensorFlow's start
+import utils  # noqa: E402, it loads TensorFlow as it should be
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import resnet  # noqa: E402
+
+# As in the foreground: `nohup` and `&` have some ignored, which processes started here inherit.
+for number in utils.Interruption.STATUS:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, default)
 
 
 def randomize(net, seed=0, groups=None):
