@@ -36,7 +36,7 @@ cpu)
 smoke)
     # Indicators grow by steps, whatever the batch: small ones save a third of the time. Groups are
     # sharp after 2 epochs, gamma2 then empties what the cut removes, and the rate drops at last.
-    K=1 BATCH_SIZE=60 STEPS=2800 LR_STEP_EPOCH=3.07 INTERVAL=700
+    K=1 BATCH_SIZE=60 STEPS=2850 LR_STEP_EPOCH=3.1 INTERVAL=750
     DROPOUT_KEEP_PROB=1.0 GAMMA1=0.4 GAMMA2=2.0 GAMMA3=4.0 GAMMA2_STEP_EPOCH=2.4
     GROUP_LR_SCALE=15.0 EQUAL_GROWTH=True
     ;;

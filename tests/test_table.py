@@ -259,9 +259,10 @@ def test_rows_have_the_same_number_of_steps(preset, caught):
     for name in ("lr_step_epoch", "lr_decay", "dropout_keep_prob"):
         assert getattr(first, name) == getattr(group, name)
     assert whole.lr_decay == narrow.lr_decay == split.lr_decay == given.lr_decay
-    epochs = whole.max_steps / 500
-    left = [epochs - e for e in whole.lr_step_epoch]
-    assert left == [split.max_steps / 500 - e for e in split.lr_step_epoch]
+    assert len({run.batch_size for run in (group, split, whole, narrow, first, given)}) == 1
+    per_epoch = 45000 / whole.batch_size
+    left = [whole.max_steps / per_epoch - e for e in whole.lr_step_epoch]
+    assert left == pytest.approx([split.max_steps / per_epoch - e for e in split.lr_step_epoch])
     assert whole.k == group.k == first.k
     target = resnet.count(resnet.equal_tree(resnet.NetworkConfig(k=whole.k, groups=(2, 2, 2))))[0]
 
