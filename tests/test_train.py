@@ -427,9 +427,20 @@ def test_spoiled_weights_are_not_saved(tmp_path, data_dir):
     assert not utils.checkpoint_steps(str(tmp_path))
 
 
-def test_event_files_where_tensorboard_is_installed(tmp_path, monkeypatch):
+@pytest.fixture
+def tensorboard(monkeypatch):
+    """TensorBoard with what tf.summary uses of it."""
+    for name in ("tensorboard", "tensorboard.summary", "tensorboard.summary.v2"):
+        module = types.ModuleType(name)
+        module.image = module.scalar = None
+        monkeypatch.setitem(sys.modules, name, module)
+    utils.has_summaries.cache_clear()
+    yield
+    utils.has_summaries.cache_clear()
+
+
+def test_event_files_where_tensorboard_is_installed(tmp_path, monkeypatch, tensorboard):
     written = []
-    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
     monkeypatch.setattr(tf.summary, "scalar", lambda name, value: written.append((name, value)))
     with utils.Run(str(tmp_path)) as run:
         run.log(3, loss=1.5, group_sizes={"q1": [50, 50]})
@@ -437,9 +448,8 @@ def test_event_files_where_tensorboard_is_installed(tmp_path, monkeypatch):
     assert any(name.startswith("events") for name in os.listdir(tmp_path))
 
 
-def test_pictures_where_tensorboard_is_installed(tmp_path, data_dir, monkeypatch):
+def test_pictures_where_tensorboard_is_installed(tmp_path, data_dir, monkeypatch, tensorboard):
     shapes = {}
-    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
     monkeypatch.setattr(tf.summary, "scalar", lambda name, value: None)
     monkeypatch.setattr(tf.summary, "image", lambda name, x: shapes.update({name: x.shape}))
     run("group", str(tmp_path / "r"), data_dir, max_steps=2, group_summary_interval=1)
