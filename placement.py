@@ -70,11 +70,9 @@ def default_device() -> str:
 
 
 def _copy_to(device: str | None, net: resnet.ResNet | resnet.SplitResNet):
-    """The same network on another device (None: on TensorFlow's first), its weights constant."""
+    """The same network on another device; None: on TensorFlow's first."""
     with tf.device(device):
-        copy = resnet.copy(net)
-    resnet.freeze(copy)
-    return copy
+        return resnet.copy(net)
 
 
 # ---------------------------------------------------------------- training on several
@@ -379,7 +377,6 @@ class Horizontal:
         else:
             part = resnet.Linear(name, layer.inputs, mine(layer.outputs))
         part.cut(layer)
-        resnet.freeze(part)
         return part
 
     def _on_each(self, function, *values) -> list[tf.Tensor]:
@@ -426,12 +423,19 @@ class Horizontal:
 
 
 def place(net: resnet.ResNet | resnet.SplitResNet, devices: Sequence[str], placement: str):
-    """Something that is called like `net` and computes the same on the given devices."""
+    """Something that is called like `net` and computes the same on the given devices.
+
+    Its weights are constant (`resnet.freeze`): what becomes of those of `net` does not reach it.
+    """
     if placement != "single":
-        return PlacedTree(net, devices, hybrid=placement == "hybrid")
+        placed = PlacedTree(net, devices, hybrid=placement == "hybrid")
+        for copy in placed.copies:
+            resnet.freeze(copy)
+        return placed
+    copy = _copy_to(devices[0] if devices else None, net)
+    resnet.freeze(copy)
     if not devices:
-        return _copy_to(None, net)
-    copy = _copy_to(devices[0], net)
+        return copy
 
     def on_device(images):
         with tf.device(devices[0]):
