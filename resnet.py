@@ -611,7 +611,8 @@ def freeze(module: tf.Module) -> None:
     """Make the weights of every layer (see `layers`) constant, in place: for inference alone.
 
     oneDNN arranges a constant once, a variable anew in every call, for which it takes other kernels
-    where batches are small: one image then takes a WRN-16-8 about a third of the time (AVX2).
+    where batches are small: with constants one image takes a WRN-16-8 less than half the time
+    (oneDNN limited to AVX2, on a busy machine).
     """
     for layer in layers(module):
         for name, value in vars(layer).copy().items():
