@@ -223,7 +223,7 @@ def regularizers(net, weighted: bool = True, equal_growth: bool = False) -> dict
         weighted: combine the layers' R_W weighted by their own values (no gradient through the
             weights), so that the least separated layers are pushed most; else their mean.
         equal_growth: let R_D of an indicator of G groups count G (G - 1) / 2 times, once for each
-            pair of groups; see `growth_rate`.
+            pair of groups; see `growth_rates`.
 
     Returns:
         `overlap` (R_D), `weight_split` (R_W) and `uniform` (R_E): each is 1 for uniform indicators
@@ -249,16 +249,24 @@ def regularizers(net, weighted: bool = True, equal_growth: bool = False) -> dict
     return means
 
 
-def growth_rate(num_groups: int) -> float:
-    """Factor of the learning rate of an indicator of G groups, 1 for two, to let them form in time.
+def growth_rates(net) -> dict[str, float]:
+    """Factors of the indicators' learning rates with which all become sharp together.
 
-    Near uniform, R_D drives a deviation of alpha apart by 1 / (G (G - 1)) and R_W holds it back by
-    1 / G, up to factors that do not depend on G. So for many groups R_W wins and they do not form,
-    unless R_D counts more. G - 1 times keeps the balance of two groups, and this rate the speed,
-    but was not enough for four beside a strong R_W (README, what governs convergence). So R_D
-    counts the pairs, G (G - 1) / 2 (`regularizers`): its pull is G / 2 times that on two groups.
+    R_D is a mean over D columns, and p1 and q1 share one value. So a deviation of alpha grows by a
+    share of itself that goes with 1 / D, and half as fast in p1 and q1. Their factor is D / 100,
+    that of the others half of it: 1 is that of 100 classes in two groups.
+
+    Near uniform, R_D drives a deviation apart by 1 / (G (G - 1)) and R_W holds it back by 1 / G, up
+    to factors that do not depend on G. So for many groups R_W wins and they do not form, unless R_D
+    counts more. G - 1 times keeps the balance of two groups, and G / 2 in the rate the speed, but
+    was not enough for four beside a strong R_W (README, what governs convergence). So R_D counts
+    the pairs, G (G - 1) / 2 (`regularizers`): its pull is G / 2 times that on two groups.
     """
-    return num_groups / 2
+    rates = {}
+    for name, alpha in net.alphas.items():
+        num_groups, size = alpha.shape
+        rates[name] = num_groups / 2 * size / 100 * (1.0 if name in ("p1", "q1") else 0.5)
+    return rates
 
 
 def sharpness(net) -> dict[str, float]:

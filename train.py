@@ -38,6 +38,7 @@ import start
 
 STAGES = ("baseline", "group", "split")
 TERMS = ("overlap", "weight_split", "uniform")
+SCHEDULES = ("step", "linear", "cosine")
 METRICS = ("loss", "cross_entropy", "l2", *TERMS, "accuracy")
 
 
@@ -69,12 +70,23 @@ def _flag_table() -> list[tuple]:
         ("dropout_keep_prob", utils.number(float, above=0, high=1), 1.0, STAGES,
          "share of the inputs of split layers that training keeps (baseline: of unit_2 and on)"),
         ("momentum", utils.number(float, low=0, below=1), 0.9, STAGES, "of the optimizer"),
+        ("nesterov", utils.boolean, False, STAGES, "Nesterov's momentum instead of the plain one"),
+        ("label_smoothing", utils.number(float, low=0, below=1), 0.0, STAGES,
+         "share of each label that is spread evenly over all classes"),
         ("bn_no_scale", utils.boolean, False, STAGES, "do not train gamma of the blocks' BN"),
         ("weighted_group_loss", utils.boolean, True, grouped,
          "weight each layer's R_W by its own value instead of all alike"),
         ("initial_lr", positive, 0.1, STAGES, "learning rate of the first step"),
         ("lr_step_epoch", _epochs, "", STAGES, "epochs at which it drops, such as 240,300"),
         ("lr_decay", utils.number(float, above=0, high=1), 0.1, STAGES, "factor of each drop"),
+        ("lr_schedule", str, "step", STAGES,
+         f"how the rate falls: {', '.join(SCHEDULES)}; step: by the drops alone, as published"),
+        ("final_lr", weight, 0.0, STAGES, "where a linear or cosine schedule ends"),
+        ("lr_warmup_epochs", weight, 0.0, STAGES, "epochs in which the rate first rises from 0"),
+        ("lr_total_steps", count, None, STAGES,
+         "length of a linear or cosine schedule (default: to the end of this stage)"),
+        ("lr_first_step", utils.number(int, low=0), 0, STAGES,
+         "steps of that schedule that earlier stages have taken, so that stages share it"),
         ("max_steps", count, 200000, STAGES, "steps in all"),
         ("display", count, 100, STAGES, "steps between two lines of progress"),
         ("val_interval", count, 1000, STAGES, "steps between two validations"),
@@ -92,7 +104,7 @@ def _flag_table() -> list[tuple]:
         ("keep", count, 3, STAGES, "newest checkpoints to keep, besides the best"),
         ("group_lr_scale", positive, 1.0, grouped, "factor of the alphas' learning rate"),
         ("group_equal_growth", utils.boolean, False, grouped,
-         "more overlap and a higher rate for more than two groups, so that they form as well"),
+         "even out how fast groups form: by their number and by what they divide"),
         ("devices", str, "", STAGES, "share each batch out over devices, such as /GPU:0,/GPU:1"),
         ("jit_compile", utils.boolean, False, STAGES, "compile the step with XLA, on one device"),
         ("preset", str, "", STAGES, "name of this set of flags, for result.json"),
@@ -152,6 +164,9 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
     if flags.jit_compile and (len(flags.devices) > 1 or placement.read_tf_config()):
         several = "--devices" if flags.devices else "TF_CONFIG"
         parser.error(f"--jit_compile compiles for one device: leave it or {several} out")
+    _check_schedule(parser, flags, given)
+    if flags.nesterov and not flags.momentum:
+        parser.error("--nesterov is a kind of momentum, and --momentum is 0: leave one of them out")
     flags.ngroups = (flags.ngroups3, flags.ngroups2, flags.ngroups1)
     shown = grouping.format_groups(flags.ngroups)
     if flags.groups not in ("", *class_groups.KINDS, None):
@@ -179,15 +194,63 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
         parser.error(f"{error} [--ngroups3 is unit_2, --ngroups2 unit_3, --ngroups1 logits]")
 
 
+def _check_schedule(parser: utils.FlagParser, flags: argparse.Namespace, given: set[str]) -> None:
+    """Contradictions between the flags of the learning rate; sets `flags.lr_total_steps`."""
+    kind = flags.lr_schedule
+    if kind not in SCHEDULES:
+        parser.error(f"--lr_schedule must be one of {', '.join(SCHEDULES)}, got {kind!r}")
+    if kind == "step":
+        for name in ("final_lr", "lr_total_steps", "lr_first_step"):
+            if name in given:
+                parser.error(f"--{name} is for --lr_schedule linear or cosine: give one of them")
+        return
+    if flags.lr_step_epoch:
+        parser.error(
+            f"--lr_step_epoch is for --lr_schedule step, not {kind}: give --lr_step_epoch ''"
+        )
+    if flags.final_lr > flags.initial_lr:
+        parser.error(f"--final_lr {flags.final_lr:g} is above --initial_lr {flags.initial_lr:g}")
+    steps = flags.lr_first_step + flags.max_steps
+    flags.lr_total_steps = flags.lr_total_steps or steps
+    if flags.lr_total_steps < steps:
+        parser.error(
+            f"--lr_total_steps {flags.lr_total_steps} is less than the {steps} steps of "
+            "--lr_first_step and --max_steps: make it larger"
+        )
+
+
 # ---------------------------------------------------------------- the training step
 
 
-class Momentum(tf.Module):
-    """TensorFlow 1's momentum: a = momentum * a + grad; w -= lr * a."""
+def learning_rate(flags: argparse.Namespace, step: int, steps_per_epoch: float) -> float:
+    """Of step `step` (from 0) of a stage.
 
-    def __init__(self, variables: Sequence[tf.Variable], momentum: float):
+    A linear or cosine schedule of T steps is at its t-th, t = `lr_first_step` + `step`. The rate
+    rises in proportion to t + 1 to `initial_lr` in W steps of warm-up, then falls so that it
+    would be `final_lr` at t = T. A step schedule has its drops instead.
+    """
+    position = step + flags.lr_first_step
+    warmup = flags.lr_warmup_epochs * steps_per_epoch
+    rate = flags.initial_lr * min(1.0, (position + 1) / max(warmup, 1.0))
+    if flags.lr_schedule == "step":
+        return utils.stepwise(step, steps_per_epoch, rate, flags.lr_decay, flags.lr_step_epoch)
+    if position < warmup:
+        return rate
+    left = (flags.lr_total_steps - position) / (flags.lr_total_steps - warmup)
+    if flags.lr_schedule == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    return flags.final_lr + (flags.initial_lr - flags.final_lr) * left
+
+
+class Momentum(tf.Module):
+    """TensorFlow 1's momentum: a = momentum * a + grad; w -= lr * a.
+
+    With `nesterov` w -= lr * (grad + momentum * a), where momentum has gone one step ahead.
+    """
+
+    def __init__(self, variables: Sequence[tf.Variable], momentum: float, nesterov: bool = False):
         super().__init__()
-        self.momentum = momentum
+        self.momentum, self.nesterov = momentum, nesterov
         self.slots = {resnet.name_of(v): tf.Variable(tf.zeros_like(v)) for v in variables}
 
     def apply(self, grads_and_vars, learning_rate) -> None:
@@ -198,6 +261,7 @@ class Momentum(tf.Module):
                 lr=learning_rate * scale,
                 grad=grad,
                 momentum=self.momentum,
+                use_nesterov=self.nesterov,
             )
 
 
@@ -210,7 +274,9 @@ class Objective:
     gamma2: float = 1.0
     gamma3: float = 10.0
     weighted_group_loss: bool = True
+    label_smoothing: float = 0.0
     momentum: float = 0.9
+    nesterov: bool = False
     group_lr_scale: float = 1.0
     group_equal_growth: bool = False
     seed: int = 0
@@ -243,7 +309,9 @@ class Trainer(tf.Module):
         self.objective, self.strategy = objective, strategy or tf.distribute.get_strategy()
         with self.strategy.scope():
             self.net = resnet.copy(net) if strategy else net
-            self.optimizer = Momentum(self.net.trainable_variables, objective.momentum)
+            self.optimizer = Momentum(
+                self.net.trainable_variables, objective.momentum, objective.nesterov
+            )
         self._update = self._replica_step
         if jit_compile:
             self._update = tf.function(self._replica_step, jit_compile=True)
@@ -258,11 +326,11 @@ class Trainer(tf.Module):
             totals=self.totals,
             description=tf.Variable(self.description, trainable=False),
         )
-        self._alphas = {  # with the factor of its learning rate
-            alpha.ref(): objective.group_lr_scale
-            * (grouping.growth_rate(alpha.shape[0]) if objective.group_equal_growth else 1.0)
-            for alpha in getattr(self.net, "alphas", {}).values()
-        }
+        self._alphas = {}  # with the factor of its learning rate
+        for name, alpha in getattr(self.net, "alphas", {}).items():
+            self._alphas[alpha.ref()] = objective.group_lr_scale
+            if objective.group_equal_growth:
+                self._alphas[alpha.ref()] *= grouping.growth_rates(self.net)[name]
 
     def restore(self, path: str) -> None:
         """Everything from a checkpoint, which must hold exactly that; the description stays ours.
@@ -282,7 +350,10 @@ class Trainer(tf.Module):
         return all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.net.variables)
 
     def loss(self, logits, labels, growth=1.0) -> dict[str, tf.Tensor]:
-        """The objective, gamma2 times `growth`, and its terms (without weights), float32."""
+        """The objective, gamma2 times `growth`, and its terms (without weights), float32.
+
+        `cross_entropy` is that of the labels as they are, without smoothing.
+        """
         hyper = self.objective
         cross_entropy = tf.reduce_mean(
             tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
@@ -295,6 +366,10 @@ class Trainer(tf.Module):
             )
         gammas = (hyper.gamma1, hyper.gamma2 * growth, hyper.gamma3)
         loss = cross_entropy + hyper.l2_weight * l2
+        if hyper.label_smoothing:
+            # Of labels spread evenly: the mean over the classes of -log softmax.
+            spread = tf.reduce_mean(tf.reduce_logsumexp(logits, axis=1)) - tf.reduce_mean(logits)
+            loss += hyper.label_smoothing * (spread - cross_entropy)
         loss += sum(gamma * terms[name] for gamma, name in zip(gammas, TERMS, strict=True))
         return {"loss": loss, "cross_entropy": cross_entropy, "l2": l2} | terms
 
@@ -354,6 +429,12 @@ class Loop:
         self.steps_per_epoch = len(data["train"][1]) / flags.batch_size
         self.predict = evaluation.predictor(trainer.net, flags.precision)
         self.evaluation = None  # the last validation
+        warmup = flags.lr_warmup_epochs * self.steps_per_epoch
+        if flags.lr_schedule != "step" and warmup >= flags.lr_total_steps:
+            raise ValueError(
+                f"--lr_warmup_epochs {flags.lr_warmup_epochs:g} takes all of the schedule's "
+                f"{flags.lr_total_steps} steps: make it smaller"
+            )
         self.several_workers = isinstance(
             trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy
         )
@@ -396,10 +477,7 @@ class Loop:
             )
 
     def learning_rate(self) -> float:
-        f = self.flags
-        return utils.stepwise(
-            self.step, self.steps_per_epoch, f.initial_lr, f.lr_decay, f.lr_step_epoch
-        )
+        return learning_rate(self.flags, self.step, self.steps_per_epoch)
 
     def gamma2_growth(self) -> float:
         """Factor of gamma2 at this step."""

@@ -138,7 +138,7 @@ def test_empty_group_is_named():
 
 
 def test_weight_split_holds_groups_back_by_their_number():
-    """Near uniform a deviation of one indicator raises R_W by its square over G (`growth_rate`)."""
+    """Near uniform a deviation of one indicator raises R_W by its square over G."""
     rng = np.random.default_rng(0)
     kernel = tf.constant(rng.normal(size=(3, 3, 64, 64)), tf.float32)
     raised = {}

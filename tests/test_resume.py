@@ -17,9 +17,15 @@ import utils
 
 STAGES = {
     "baseline": {},
-    "group": {"dropout_keep_prob": 0.5, "group_lr_scale": 5, "bn_no_scale": True},
-    "split": {"dropout_keep_prob": 0.7},
-}
+    "group": {
+        "dropout_keep_prob": 0.5, "group_lr_scale": 5, "bn_no_scale": True, "nesterov": True,
+        "group_equal_growth": True, "label_smoothing": 0.1, "lr_schedule": "linear",
+        "lr_warmup_epochs": 0.3, "lr_total_steps": 28,
+    },
+    "split": {
+        "dropout_keep_prob": 0.7, "lr_schedule": "cosine", "lr_first_step": 14, "final_lr": 0.01
+    },
+}  # fmt: skip
 STEPS = {"max_steps": 14, "display": 1, "val_interval": 4, "checkpoint_interval": 2}
 
 

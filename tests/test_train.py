@@ -63,6 +63,64 @@ def test_momentum_by_hand_and_when_the_rate_drops():
         np.testing.assert_allclose(variable, w, rtol=1e-5)
 
 
+def test_nesterov_by_hand():
+    variable = tf.Variable([1.0, 2.0], name="w")
+    optimizer = train.Momentum([variable], 0.9, nesterov=True)
+    w, a = np.array([1.0, 2.0]), np.zeros(2)
+    rng = np.random.default_rng(0)
+    for rate in [0.1, 0.1, 0.01]:
+        grad = rng.normal(size=2)
+        a = 0.9 * a + grad
+        w = w - rate * (grad + 0.9 * a)
+        optimizer.apply([(tf.constant(grad, tf.float32), variable, 1.0)], rate)
+        np.testing.assert_allclose(variable, w, rtol=1e-5)
+
+
+def rates(steps, per_epoch=10, **flags):
+    parsed = train.parse_flags(train_flags("baseline", "x", "data", **flags))
+    return [train.learning_rate(parsed, step, per_epoch) for step in steps]
+
+
+def test_linear_and_cosine_schedules_in_closed_form():
+    """Two epochs of ten steps of warm-up, then 80 steps of falling from 0.4 to 0.04."""
+    flags = {"initial_lr": 0.4, "final_lr": 0.04, "lr_warmup_epochs": 2, "max_steps": 100}
+    rising = [0.02, 0.2, 0.4]
+    linear = rates([0, 9, 19, 20, 60, 99], lr_schedule="linear", **flags)
+    assert linear == pytest.approx([*rising, 0.4, 0.22, 0.04 + 0.36 / 80])
+    cosine = rates([0, 9, 19, 20, 40, 60, 99], lr_schedule="cosine", **flags)
+    half = np.sqrt(0.5) / 2
+    last = 0.04 + 0.18 * (1 - np.cos(np.pi / 80))
+    assert cosine == pytest.approx([*rising, 0.4, 0.04 + 0.36 * (0.5 + half), 0.22, last])
+
+
+def test_a_step_schedule_has_its_drops_after_the_warm_up():
+    flags = {"initial_lr": 0.4, "lr_warmup_epochs": 2, "lr_step_epoch": "3,5", "max_steps": 100}
+    assert rates([0, 19, 29, 30, 50], **flags) == pytest.approx([0.02, 0.4, 0.4, 0.04, 0.004])
+    assert rates([0, 29, 30], lr_step_epoch="3") == [0.1, 0.1, 0.1 * 0.1]  # as published
+
+
+def test_stages_share_one_line_of_the_rate():
+    flags = {"lr_schedule": "linear", "lr_warmup_epochs": 1}
+    whole = rates(range(85), max_steps=85, **flags)
+    first = rates(range(35), max_steps=35, lr_total_steps=85, **flags)
+    second = rates(range(50), max_steps=50, lr_first_step=35, **flags)
+    assert first + second == whole
+
+
+def test_label_smoothing_spreads_the_labels():
+    logits = tf.constant(np.random.default_rng(0).normal(size=(4, 100)), tf.float32)
+    labels = tf.constant([3, 1, 4, 1])
+    config = resnet.NetworkConfig(num_residual_units=1, k=1)
+    terms = {}
+    for smoothing in (0.0, 0.2):
+        objective = train.Objective(l2_weight=0, label_smoothing=smoothing)
+        terms[smoothing] = train.Trainer(resnet.ResNet(config), objective, {}).loss(logits, labels)
+    target = 0.8 * np.eye(100)[labels] + 0.2 / 100
+    expected = -np.mean(np.sum(target * tf.nn.log_softmax(logits), axis=1))
+    assert float(terms[0.2]["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert terms[0.2]["cross_entropy"] == terms[0.0]["cross_entropy"] == terms[0.0]["loss"]
+
+
 def test_alphas_have_their_own_rate():
     config = resnet.NetworkConfig(num_residual_units=1, k=1, groups=(1, 1, 2))
     batch, labels = tf.ones([2, 32, 32, 3]), tf.constant([0, 1])
@@ -79,7 +137,7 @@ def test_alphas_have_their_own_rate():
     np.testing.assert_allclose(moved[1][1], moved[0][1], rtol=1e-5)
 
 
-def test_overlap_moves_more_groups_the_more():
+def test_equal_growth_lets_all_indicators_grow_alike():
     net = resnet.ResNet(resnet.NetworkConfig(num_residual_units=1, k=1, groups=(2, 2, 4)))
     before = {name: alpha.numpy() for name, alpha in net.alphas.items()}
     objective = train.Objective(gamma2=0, gamma3=0, group_equal_growth=True)
@@ -89,11 +147,13 @@ def test_overlap_moves_more_groups_the_more():
     for name, alpha in before.items():
         seen = alpha - alpha.mean(axis=0)  # by softmax
         moved = net.alphas[name] - alpha
-        growth[name] = np.sum(moved * seen) / np.sum(seen**2) * alpha.shape[1]
-    # Each has a fifth of the mean, the classifier's two together. Their four groups have a 12th of
-    # the pull, where two have half, which six pairs and a rate of two make up for twice over.
-    expected = dict.fromkeys(growth, 100 / 5)
-    expected |= dict.fromkeys(("p1", "q1"), 2 * 100 / 5 / 2)
+        growth[name] = np.sum(moved * seen) / np.sum(seen**2)
+    # R_D is the mean of five values, of which the classifier's two share one. In two groups a
+    # deviation then grows by 1 / (5 D), in the classifier's by half of that, at a rate of 100
+    # times D / 200 and D / 100. Their four groups have a sixth of the pull of two, which six pairs
+    # and twice the rate make up for twice over.
+    expected = dict.fromkeys(growth, 0.5 / 5)
+    expected |= dict.fromkeys(("p1", "q1"), 2 * 0.5 / 5)
     assert growth == pytest.approx(expected, rel=0.02)
 
 
@@ -313,6 +373,15 @@ def test_split_checkpoint_describes_itself(runs):
         ("baseline", {"precision": "float16"}, "float32 or bfloat16"),
         ("baseline", {"bn_no_scale": "perhaps"}, "True or False"),
         ("baseline", {"momentum": 1}, "< 1"),
+        ("baseline", {"nesterov": True, "momentum": 0}, "--momentum is 0"),
+        ("baseline", {"label_smoothing": 1}, "< 1"),
+        ("baseline", {"lr_schedule": "exponential"}, "step, linear, cosine"),
+        ("baseline", {"final_lr": 0.01}, "for --lr_schedule linear or cosine"),
+        ("baseline", {"lr_first_step": 3}, "for --lr_schedule linear or cosine"),
+        ("group", {"lr_schedule": "linear", "lr_step_epoch": "3"}, "--lr_step_epoch ''"),
+        ("group", {"lr_schedule": "cosine", "final_lr": 0.2}, "above --initial_lr 0.1"),
+        ("group", {"lr_schedule": "linear", "lr_total_steps": 5}, "less than the 6 steps"),
+        ("group", {"lr_schedule": "linear", "lr_total_steps": 9, "lr_first_step": 4}, "10 steps"),
     ],
 )
 def test_contradictions(stage, flags, says, capsys):
@@ -320,6 +389,12 @@ def test_contradictions(stage, flags, says, capsys):
         train.parse_flags(train_flags(stage, "run", "data", **flags))
     error = capsys.readouterr().err
     assert caught.value.code == 2 and says in error and error.count("\n") == 1
+
+
+def test_a_warm_up_that_never_ends_is_refused(data_dir, tmp_path):
+    flags = {"lr_schedule": "linear", "lr_warmup_epochs": 0.4}  # all of 6 steps
+    says = "--lr_warmup_epochs 0.4 takes all of the schedule's 6 steps"
+    fails("train.py", *train_flags("baseline", tmp_path / "run", data_dir, **flags), says=says)
 
 
 def test_bad_flags_as_a_process(tmp_path):
@@ -460,6 +535,7 @@ def test_pictures_where_tensorboard_is_installed(tmp_path, data_dir, monkeypatch
 # ---------------------------------------------------------------- any flags whatever
 
 VALUES = {
+    "schedule": st.sampled_from([*train.SCHEDULES, "constant"]),
     "int": st.integers(-1, 300).map(str) | st.sampled_from(["", "x", "1.5", "1e3", "nan"]),
     "float": st.floats(-1, 400).map(str) | st.sampled_from(["", "x", "inf", "nan", "1e-4", "0"]),
     "bool": st.sampled_from(["True", "false", "1", "0", "maybe", ""]),
@@ -474,7 +550,9 @@ KINDS = {
     "val_interval": "int", "checkpoint_interval": "int", "group_summary_interval": "int",
     "basemodel": "text", "checkpoint": "text", "seed": "int", "precision": "text",
     "deterministic": "bool", "keep": "int", "group_lr_scale": "float", "preset": "text",
-    "group_equal_growth": "bool",
+    "group_equal_growth": "bool", "nesterov": "bool", "label_smoothing": "float",
+    "lr_schedule": "schedule", "final_lr": "float", "lr_warmup_epochs": "float",
+    "lr_total_steps": "int", "lr_first_step": "int",
     "gamma2_step_epoch": "text", "gamma2_growth": "float", "devices": "text",
     "jit_compile": "bool", "stray": "text",
 }  # fmt: skip
@@ -499,8 +577,7 @@ def test_any_flags_give_a_valid_run_or_one_line(stage, flags):
             return
     assert "stray" not in flags and stage in train.STAGES
     train.objective(parsed)
-    rate = utils.stepwise(1, 500, parsed.initial_lr, parsed.lr_decay, parsed.lr_step_epoch)
-    assert 0 < rate <= parsed.initial_lr
+    assert 0 < train.learning_rate(parsed, 1, 500) <= parsed.initial_lr
     if stage == "split":
         assert parsed.basemodel or parsed.checkpoint
     else:
