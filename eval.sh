@@ -16,12 +16,9 @@ source "$HERE/environment.sh"
 PRESET=${PRESET:-paper}
 DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 CHECKPOINT=${CHECKPOINT:-$HERE/runs/$PRESET/split}
+# shellcheck source=presets.sh
+source "$HERE/presets.sh"
 find_python
-
-case $PRESET in
-paper | cpu | smoke) ;;
-*) fail "PRESET is paper, cpu or smoke, not '$PRESET'" ;;
-esac
 
 exec "$PYTHON" "$HERE/eval.py" \
     --data_dir "$DATA_DIR" \

@@ -14,34 +14,12 @@ done
 # shellcheck source=environment.sh
 source "$HERE/environment.sh"
 
-PRESET=${PRESET:-paper} # paper: published schedule; cpu: two cores, an hour; smoke: minutes
+PRESET=${PRESET:-paper} # of presets.sh, which says what it changes of the flags below
 DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 TRAIN_DIR=${TRAIN_DIR:-$HERE/runs/$PRESET/group}
+# shellcheck source=presets.sh
+source "$HERE/presets.sh"
 find_python
-
-case $PRESET in
-paper)
-    K=8 BATCH_SIZE=90 STEPS=200000 LR_STEP_EPOCH=240,300 INTERVAL=1000
-    DROPOUT_KEEP_PROB=0.5 GAMMA1=1.0 GAMMA2=1.0 GAMMA3=10.0 GAMMA2_STEP_EPOCH=''
-    GROUP_LR_SCALE=1.0 EQUAL_GROWTH=False
-    ;;
-cpu)
-    # Next to R_D and R_E, at 0.4 of their gammas, the weights have 2.5 times the say in what groups
-    # mean; the alphas' rate makes up for the speed. Groups are sharp after 8 epochs (2-4-4: 10);
-    # then gamma2 empties what the cut removes.
-    K=2 BATCH_SIZE=90 STEPS=7000 LR_STEP_EPOCH=13 INTERVAL=500
-    DROPOUT_KEEP_PROB=1.0 GAMMA1=0.4 GAMMA2=1.0 GAMMA3=4.0 GAMMA2_STEP_EPOCH=10
-    GROUP_LR_SCALE=10.0 EQUAL_GROWTH=True
-    ;;
-smoke)
-    # As at cpu, but the features' groups are sharp long before those of the classes, and gamma3
-    # keeps these balanced: the cut of uneven groups cost 5 points.
-    K=1 BATCH_SIZE=60 STEPS=2850 LR_STEP_EPOCH=3.1 INTERVAL=950
-    DROPOUT_KEEP_PROB=1.0 GAMMA1=0.4 GAMMA2=2.0 GAMMA3=10.0 GAMMA2_STEP_EPOCH=2.4
-    GROUP_LR_SCALE=15.0 EQUAL_GROWTH=False
-    ;;
-*) fail "PRESET is paper, cpu or smoke, not '$PRESET'" ;;
-esac
 
 exec "$PYTHON" "$HERE/train.py" \
     --stage group \
@@ -49,29 +27,29 @@ exec "$PYTHON" "$HERE/train.py" \
     --data_dir "$DATA_DIR" \
     --train_dir "$TRAIN_DIR" \
     --num_residual_units 2 \
-    --k "$K" \
+    --k 8 \
     --ngroups1 2 \
     --ngroups2 2 \
     --ngroups3 2 \
-    --batch_size "$BATCH_SIZE" \
-    --max_steps "$STEPS" \
+    --batch_size 90 \
+    --max_steps 200000 \
     --initial_lr 0.1 \
-    --lr_step_epoch "$LR_STEP_EPOCH" \
+    --lr_step_epoch 240,300 \
     --lr_decay 0.1 \
     --momentum 0.9 \
     --l2_weight 1e-4 \
-    --gamma1 "$GAMMA1" \
-    --gamma2 "$GAMMA2" \
-    --gamma2_step_epoch "$GAMMA2_STEP_EPOCH" \
+    --gamma1 1.0 \
+    --gamma2 1.0 \
+    --gamma2_step_epoch '' \
     --gamma2_growth 10 \
-    --gamma3 "$GAMMA3" \
+    --gamma3 10.0 \
     --weighted_group_loss True \
-    --group_lr_scale "$GROUP_LR_SCALE" \
-    --group_equal_growth "$EQUAL_GROWTH" \
-    --dropout_keep_prob "$DROPOUT_KEEP_PROB" \
+    --group_lr_scale 1.0 \
+    --group_equal_growth False \
+    --dropout_keep_prob 0.5 \
     --bn_no_scale True \
     --display 100 \
-    --val_interval "$INTERVAL" \
-    --checkpoint_interval "$INTERVAL" \
-    --group_summary_interval "$INTERVAL" \
-    "$@"
+    --val_interval 1000 \
+    --checkpoint_interval 1000 \
+    --group_summary_interval 1000 \
+    ${GROUP_FLAGS[@]+"${GROUP_FLAGS[@]}"} "$@"

@@ -51,12 +51,8 @@ DATA_DIR=${DATA_DIR/#\~\//"${HOME-}"/}
 case $DATA_DIR in
 *://*) fail "DATA_DIR is a folder on this machine, not '$DATA_DIR'" ;;
 esac
-case $PRESET in # REST: how long all takes that comes after group.sh, in tenths of its time
-paper) REST=4 ;;
-cpu) REST=13 ;;
-smoke) REST=5 ;;
-*) fail "PRESET is paper, cpu or smoke, not '$PRESET'" ;;
-esac
+# shellcheck source=presets.sh
+source "$HERE/presets.sh" # REST
 
 make_environment "$HERE/requirements.txt"
 export PYTHON

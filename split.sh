@@ -14,18 +14,13 @@ done
 # shellcheck source=environment.sh
 source "$HERE/environment.sh"
 
-PRESET=${PRESET:-paper} # paper: published schedule; cpu: two cores, an hour; smoke: minutes
+PRESET=${PRESET:-paper} # of presets.sh, which says what it changes of the flags below
 DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 BASEMODEL=${BASEMODEL:-$HERE/runs/$PRESET/group}
 TRAIN_DIR=${TRAIN_DIR:-$HERE/runs/$PRESET/split}
+# shellcheck source=presets.sh
+source "$HERE/presets.sh"
 find_python
-
-case $PRESET in
-paper) BATCH_SIZE=90 STEPS=120000 INITIAL_LR=0.1 LR_STEP_EPOCH=100,140 LR_DECAY=0.1 INTERVAL=1000 ;;
-cpu) BATCH_SIZE=90 STEPS=13000 INITIAL_LR=0.1 LR_STEP_EPOCH=10,16,20,23,25 LR_DECAY=0.3 INTERVAL=500 ;;
-smoke) BATCH_SIZE=60 STEPS=1500 INITIAL_LR=0.05 LR_STEP_EPOCH=1.3 LR_DECAY=0.1 INTERVAL=500 ;;
-*) fail "PRESET is paper, cpu or smoke, not '$PRESET'" ;;
-esac
 
 exec "$PYTHON" "$HERE/train.py" \
     --stage split \
@@ -33,14 +28,14 @@ exec "$PYTHON" "$HERE/train.py" \
     --data_dir "$DATA_DIR" \
     --basemodel "$BASEMODEL" \
     --train_dir "$TRAIN_DIR" \
-    --batch_size "$BATCH_SIZE" \
-    --max_steps "$STEPS" \
-    --initial_lr "$INITIAL_LR" \
-    --lr_step_epoch "$LR_STEP_EPOCH" \
-    --lr_decay "$LR_DECAY" \
+    --batch_size 90 \
+    --max_steps 120000 \
+    --initial_lr 0.1 \
+    --lr_step_epoch 100,140 \
+    --lr_decay 0.1 \
     --momentum 0.9 \
     --l2_weight 5e-4 \
     --display 100 \
-    --val_interval "$INTERVAL" \
-    --checkpoint_interval "$INTERVAL" \
-    "$@"
+    --val_interval 1000 \
+    --checkpoint_interval 1000 \
+    ${SPLIT_FLAGS[@]+"${SPLIT_FLAGS[@]}"} "$@"

@@ -204,11 +204,10 @@ def caught(tmp_path):
     fake.write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@" END >>"$LOG"\n')
     fake.chmod(0o755)
 
-    def catch(preset, script, *words):
+    def catch(preset, script, *words, **variables):
         log.write_text("")
-        run_script(
-            script, *words, PRESET=preset, PYTHON=str(fake), LOG=str(log), RUNS="r", BASEMODEL="b"
-        )
+        variables |= {"PRESET": preset, "RUNS": "r", "BASEMODEL": "b"}
+        run_script(script, *words, PYTHON=str(fake), LOG=str(log), **variables)
         calls = [call.strip().split("\n") for call in log.read_text().split("END")[:-1]]
         return [train.parse_flags(call) for call in calls if "--stage" in call]
 
@@ -247,22 +246,30 @@ def test_dropout_is_where_the_paper_has_it(caught):
         assert given.basemodel == first.train_dir
 
 
-@pytest.mark.parametrize("preset", ["paper", "cpu", "smoke"])
-def test_rows_have_the_same_number_of_steps(preset, caught):
-    """Steps and drops of the rate in table.sh are those of group.sh and split.sh."""
-    [group], [split] = caught(preset, "group.sh"), caught(preset, "split.sh")
-    [whole] = caught(preset, "table.sh", "baseline")
-    first, given = caught(preset, "table.sh", "deep_2-2-2-R")
-    [narrow] = caught(preset, "table.sh", "narrow")
+@pytest.mark.parametrize("preset, k", [("paper", ""), ("cpu", ""), ("smoke", ""), ("cpu", "2")])
+def test_rows_have_the_same_number_of_steps(preset, k, caught):
+    """Steps and drops of the rate of all rows are those of group.sh and split.sh."""
+    group, split = caught(preset, "table.sh", "deep_2-2-2", K=k)
+    [whole] = caught(preset, "table.sh", "baseline", K=k)
+    first, given = caught(preset, "table.sh", "deep_2-2-2-R", K=k)
+    [narrow] = caught(preset, "table.sh", "narrow", K=k)
+    assert not k or whole.k == int(k)
     assert whole.max_steps == narrow.max_steps == group.max_steps + split.max_steps
     assert (first.max_steps, given.max_steps) == (group.max_steps, split.max_steps)
-    for name in ("lr_step_epoch", "lr_decay", "dropout_keep_prob"):
-        assert getattr(first, name) == getattr(group, name)
-    assert whole.lr_decay == narrow.lr_decay == split.lr_decay == given.lr_decay
+    assert first.dropout_keep_prob == group.dropout_keep_prob
     assert len({run.batch_size for run in (group, split, whole, narrow, first, given)}) == 1
     per_epoch = 45000 / whole.batch_size
     left = [whole.max_steps / per_epoch - e for e in whole.lr_step_epoch]
     assert left == pytest.approx([split.max_steps / per_epoch - e for e in split.lr_step_epoch])
+
+    def rates(run):
+        steps = range(0, run.max_steps, 10)
+        return [train.learning_rate(run, step, per_epoch) for step in steps]
+
+    assert rates(first) == rates(group) and rates(given) == rates(split)
+    assert rates(whole) == rates(narrow)
+    if whole.lr_schedule != "step":  # one line through both stages
+        assert rates(whole) == rates(group) + rates(split)
     assert whole.k == group.k == first.k
     target = resnet.count(resnet.equal_tree(resnet.NetworkConfig(k=whole.k, groups=(2, 2, 2))))[0]
 
