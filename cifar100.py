@@ -10,7 +10,8 @@ import json
 import os
 
 import numpy as np
-import tensorflow as tf
+
+from utils import tf
 
 NUM_CLASSES = 100
 IMAGE_SIZE = 32

@@ -9,24 +9,23 @@ of this machine (`--devices`) or of others (`--cluster`), each of which runs `ev
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
-import utils  # isort: skip, it quiets TensorFlow's start
-import numpy as np
-import tensorflow as tf
 from six.moves import cPickle as pickle
 
 import cifar100
-import class_groups
-import evaluation
-import grouping
-import placement
-import resnet
+import rundir
+import utils
+from parallel import cluster, devices
+from utils import tf
+
+if TYPE_CHECKING:
+    import metrics
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -56,7 +55,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--precision",
         default="float32",
-        choices=tuple(evaluation.DTYPES),
+        choices=utils.PRECISIONS,
         help="of the convolutions",
     )
     add(
@@ -70,7 +69,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--placement",
         default="single",
-        choices=placement.PLACEMENTS,
+        choices=devices.PLACEMENTS,
         help="of a tree's branches on devices (default: single)",
     )
     add("--devices", default="", help="such as /GPU:0,/GPU:1 (default: TensorFlow's first)")
@@ -114,38 +113,13 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace) -> None:
         parser.error("--jit_compile compiles for one device of this machine: leave it out")
 
 
-# ---------------------------------------------------------------- evaluation
-
-
-def load_network(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.SplitResNet, dict]:
-    """The network of a checkpoint, and what that says of itself (stage, seed, step ...)."""
-    try:
-        tensors = utils.read_checkpoint(path)
-    except ValueError as error:
-        raise ValueError(f"{error}: name an older model.ckpt-STEP of the run") from None
-    net, description = evaluation.load_network(path, tensors)
-    if masked:
-        if not isinstance(net, resnet.ResNet) or max(net.config.groups) == 1:
-            raise ValueError(
-                f"--mask needs a grouped dense network, but {path} is none: leave it out"
-            )
-        resnet.mask(net)
-    return net, description | {"step": int(tensors.get("step", tensors.get("global_step", 0)))}
-
-
-def group_accuracies(confusion: np.ndarray, groups: list[np.ndarray]) -> list[float]:
-    """Accuracy over the images of each group's classes, all classes competing; 0 if none."""
-    hits, images = np.diag(confusion), confusion.sum(axis=1)
-    return [float(hits[g].sum() / max(images[g].sum(), 1)) for g in groups]
-
-
-def write_pickle(path: str, found: evaluation.Evaluation, test_time: float) -> None:
+def write_pickle(path: str, evaluation: metrics.Evaluation, test_time: float) -> None:
     """The published evaluation's output file."""
     values = {
-        "accuracy": found.accuracy,
-        "confusion_matrix": found.confusion,
+        "accuracy": evaluation.accuracy,
+        "confusion_matrix": evaluation.confusion,
         "test_time": test_time,
-        "sec_per_image": found.seconds_per_image,
+        "sec_per_image": evaluation.seconds_per_image,
     }
     with utils.atomic_write(path, "wb") as file:
         pickle.dump(values, file, protocol=2)
@@ -154,53 +128,50 @@ def write_pickle(path: str, found: evaluation.Evaluation, test_time: float) -> N
 def main(argv: Sequence[str]) -> int | None:
     flags = parse_flags(argv)
     if flags.worker:
-        return placement.serve(flags.worker)
-    path = utils.find_checkpoint(flags.checkpoint)
-    devices = placement.find_devices(flags.devices) if flags.devices else []
+        return cluster.serve(flags.worker)
+    # They load TensorFlow, for which a mistake in the flags need not wait.
+    import metrics
+    import restore
+    from parallel import tree
+
+    path = rundir.find_checkpoint(flags.checkpoint)
+    placed_on = devices.find_devices(flags.devices) if flags.devices else []
     if flags.cluster:
-        devices = placement.connect(flags.cluster)
-    net, description = load_network(path, flags.mask)
+        placed_on = cluster.connect(flags.cluster)
+    net, description = restore.load_evaluated(path, flags.mask)
     data = cifar100.describe(flags.data_dir)
-    evaluation.check_dataset(path, description, data, flags.data_dir, flags.split)
+    restore.check_dataset(path, description, data, flags.data_dir, flags.split)
     images, labels = cifar100.load(flags.data_dir, flags.split)
     result_file, output_file = output_files(flags, path)
-    with placement.Watch(flags.cluster):
+    with cluster.Watch(flags.cluster):
         try:
-            placed = placement.place(net, devices, flags.placement)
-            predict = evaluation.predictor(placed, flags.precision, flags.jit_compile)
+            placed = tree.place(net, placed_on, flags.placement)
+            predict = metrics.predictor(placed, flags.precision, flags.jit_compile)
             start = time.perf_counter()
-            found = evaluation.evaluate(predict, images, labels, flags.batch_size)
+            evaluation = metrics.evaluate(predict, images, labels, flags.batch_size)
         except (tf.errors.UnavailableError, tf.errors.AbortedError):
-            raise ValueError(placement.lost(flags.cluster)) from None
+            raise ValueError(cluster.lost(flags.cluster)) from None
     test_time = time.perf_counter() - start
-    about = {name: description.get(name) for name in ("stage", "seed", "preset", "class_groups")}
-    about |= {
-        "step": description["step"],
-        "dataset": data["dataset"],
-        "split": flags.split,
-        "checkpoint": path,
-        "masked": flags.mask,
-        "precision": flags.precision,
-        "placement": flags.placement,
-        "devices": devices or [placement.default_device()],
-        "cluster": flags.cluster,
-    }
-    values = evaluation.result(net, found, **about)
-    groups = [np.array(classes, int) for classes in values["group_classes"]]
-    values["group_accuracy"] = group_accuracies(found.confusion, groups)
-    if len(groups) > 1:
-        pairs = class_groups.pairs_together(groups, data["superclass_of_class"])
-        values["superclass_pairs"] = pairs
-        values["superclass_pairs_chance"] = class_groups.chance_together(groups)
-    if isinstance(net, resnet.ResNet) and net.alphas and not flags.mask:
-        values["sharpness"] = grouping.sharpness(net)
-        with contextlib.suppress(ValueError):  # of an empty group: this network cannot be cut
-            values["squares_inside"] = grouping.squares_inside(net)
+    values = metrics.result(
+        net,
+        evaluation,
+        **{name: description.get(name) for name in ("stage", "seed", "preset", "class_groups")},
+        step=description["step"],
+        dataset=data["dataset"],
+        split=flags.split,
+        checkpoint=path,
+        masked=flags.mask,
+        precision=flags.precision,
+        placement=flags.placement,
+        devices=placed_on or [devices.default_device()],
+        cluster=flags.cluster,
+    )
+    values |= metrics.of_groups(net, evaluation.confusion, data["superclass_of_class"], flags.mask)
     values["test_time"] = test_time
-    values["confusion_matrix"] = found.confusion.tolist()
+    values["confusion_matrix"] = evaluation.confusion.tolist()
     utils.write_json(result_file, values)
     if output_file:
-        write_pickle(output_file, found, test_time)
+        write_pickle(output_file, evaluation, test_time)
     report(values)
     print(f"written: {result_file} {output_file}".rstrip())
     return 0

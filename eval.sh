@@ -7,17 +7,16 @@ set -euo pipefail
 SCRIPT=$(command readlink -f "${BASH_SOURCE[0]-}" 2>/dev/null || echo "$0") # old macOS has no -f
 for HERE in "$(command dirname "$SCRIPT")" "${SLURM_SUBMIT_DIR-}" "${PBS_O_WORKDIR-}" \
     "${SGE_O_WORKDIR-}" "${LSB_SUBCWD-}" "${LS_SUBCWD-}" "$PWD" ''; do
-    if [ -f "$HERE/environment.sh" ] && [ -f "$HERE/split.sh" ]; then break; fi
+    if [ -f "$HERE/presets.sh" ] && [ -f "$HERE/split.sh" ]; then break; fi
 done
 [ -n "$HERE" ] || { echo "${0##*/}: error: no checkout: cd into it and submit there" >&2; exit 2; }
-# shellcheck source=environment.sh
-source "$HERE/environment.sh"
+# shellcheck source=presets.sh
+source "$HERE/presets.sh"
 
 PRESET=${PRESET:-paper}
 DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 CHECKPOINT=${CHECKPOINT:-$HERE/runs/$PRESET/split}
-# shellcheck source=presets.sh
-source "$HERE/presets.sh"
+use_preset "$PRESET"
 find_python
 
 exec "$PYTHON" "$HERE/eval.py" \

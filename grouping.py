@@ -16,10 +16,12 @@ q2 is p1 with neighbouring groups added up and q3 is p2 treated likewise, so the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import tensorflow as tf
+
+from utils import tf
 
 LEVELS = (2, 3, 4)  # the levels that can be split: unit_2, unit_3, logits
 
@@ -81,6 +83,65 @@ def groups_below(groups: Sequence[int]) -> list[list[int]]:
     for num_merged in reversed(groups[:-1]):
         below = [sum(below[run.start : run.stop], []) for run in merge_runs(len(below), num_merged)]
     return below
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """What defines a network: WRN-(6n+4)-k for n residual units in each of three stages.
+
+    Attributes:
+        num_residual_units: n; 2 gives WRN-16.
+        k: widening factor; 16k, 32k and 64k filters (a fraction is allowed if 16k is whole).
+        num_classes: number of logits.
+        groups: groups of (unit_2, unit_3, logits); 1 means not split.
+        dropout_keep_prob: for the inputs of split layers, in training.
+        bn_no_scale: do not train the scale (gamma) of the blocks' batch normalization.
+        dropout_unsplit: dropout where a deep split has it although nothing is split there, which
+            is the paper's baseline with dropout.
+    """
+
+    num_residual_units: int = 2
+    k: float = 8
+    num_classes: int = 100
+    groups: tuple[int, int, int] = (1, 1, 1)
+    dropout_keep_prob: float = 1.0
+    bn_no_scale: bool = False
+    dropout_unsplit: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "groups", tuple(self.groups))
+        if self.num_residual_units < 1 or self.num_residual_units != int(self.num_residual_units):
+            raise ValueError(
+                "num_residual_units must be a whole number from 1 up, got "
+                f"{self.num_residual_units}"
+            )
+        object.__setattr__(self, "num_residual_units", int(self.num_residual_units))
+        if self.k <= 0 or 16 * self.k != int(16 * self.k):
+            raise ValueError(
+                f"k must be positive and 16 * k a whole number of filters, got {self.k}"
+            )
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
+        if not 0 < self.dropout_keep_prob <= 1:
+            raise ValueError(
+                f"dropout_keep_prob must be above 0 and at most 1, got {self.dropout_keep_prob}"
+            )
+        widths = [self.features(level - 1) for level in LEVELS]
+        check_groups(self.groups, widths, self.num_classes)
+
+    def features(self, level: int) -> int:
+        """Number of output features of level 0 (`init_conv`), 1, 2 or 3."""
+        return 16 if level == 0 else int(16 * self.k) * 2 ** (level - 1)
+
+    def keep_prob(self, level: int) -> float:
+        """Share of the inputs that training keeps at level 1, 2, 3 or 4 (the classifier)."""
+        drops = level > 1 and (self.dropout_unsplit or self.groups[level - 2] > 1)
+        return self.dropout_keep_prob if drops else 1.0
+
+    @property
+    def name(self) -> str:
+        """The usual name, such as WRN-16-8."""
+        return f"WRN-{6 * self.num_residual_units + 4}-{self.k:g}"
 
 
 # ---------------------------------------------------------------- soft assignments

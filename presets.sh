@@ -1,41 +1,68 @@
 # shellcheck shell=bash disable=SC2034
-# Sourced by the scripts: what a preset changes of the paper's flags, which stand in group.sh,
-# split.sh and table.sh; of two flags the last one counts. A further preset is a block here.
-#
+# Sourced by every script once it has found HERE, the checkout: what all scripts share, and what a
+# preset changes of the paper's flags.
+
+# What the caller's shell exports must not change what the scripts and their programs do.
+IFS=$' \t\n'
+for name in $(compgen -A function); do unset -f "$name"; done
+unalias -a
+unset BASH_ENV ENV CDPATH GLOBIGNORE GREP_OPTIONS POSIXLY_CORRECT
+unset PYTHONHOME PYTHONSAFEPATH PIP_USER PIP_TARGET PIP_PREFIX
+set +afC
+shopt -u dotglob failglob nocaseglob nocasematch nullglob
+HERE=$(cd -P "$HERE" && pwd)
+
+fail() { # MESSAGE [STATUS]
+    echo "${0##*/}: error: $1" >&2
+    exit "${2:-2}"
+}
+
+find_python() { # -> PYTHON, the caller's or that of .venv
+    local venv=$HERE/.venv/bin/python
+    if [ -z "${PYTHON:-}" ]; then
+        PYTHON=python3
+        [ ! -x "$venv" ] || PYTHON=$venv
+    fi
+}
+
+# The paper's flags stand in group.sh, split.sh and experiments/run.sh; of two flags the last one
+# counts. A further preset is a block here.
 #   GROUP_FLAGS, SPLIT_FLAGS  of group.sh and split.sh
 #   ALL_FLAGS, FIRST_FLAGS    of a baseline of as many steps as both, and of group.sh's only, which
-#                             is cut into given groups (table.sh)
+#                             is cut into given groups (experiments/run.sh)
 #   DROPOUT, DEEP_DROPOUT     shares kept in baseline_dropout; in deep splits and hierarchies
 #   K_NARROW                  of the network with about as many weights as the tree of equal 2-2-2
 #   REST                      tenths of group.sh's time that quickstart.sh takes afterwards
-case ${PRESET:?} in
-paper) # WRN-16-8, the published schedules: a day on a GPU or so (not measured)
-    GROUP_FLAGS=() SPLIT_FLAGS=() ALL_FLAGS=() FIRST_FLAGS=()
-    DROPOUT=0.5 DEEP_DROPOUT=0.5 K_NARROW=5.75 REST=4
-    ;;
-cpu) # WRN-16-4, 17 epochs: one rate falls from 0.1 to 0 through both stages
-    COMMON=(--lr_schedule linear --lr_step_epoch '' --lr_warmup_epochs 0.5 --lr_total_steps 8500
-        --nesterov True --label_smoothing 0.1)
-    ALL_FLAGS=("${COMMON[@]}" --k 4 --max_steps 8500)
-    FIRST_FLAGS=("${COMMON[@]}" --k 4 --max_steps 3500)
-    # R_W has 2.5 times the paper's say in what groups mean, beside R_D and R_E; the alphas' rate
-    # makes up for the speed. Once they are sharp, gamma2 empties what the cut removes.
-    GROUP_FLAGS=("${FIRST_FLAGS[@]}" --dropout_keep_prob 1 --gamma1 0.4 --gamma3 4
-        --gamma2_step_epoch 4.5 --group_lr_scale 15 --group_equal_growth True
-        --group_summary_interval 500)
-    SPLIT_FLAGS=("${COMMON[@]}" --max_steps 5000 --lr_first_step 3500)
-    DROPOUT=0.9 DEEP_DROPOUT=1 K_NARROW=2.875 REST=13
-    ;;
-smoke) # WRN-16-1, 6 epochs: minutes
-    COMMON=(--batch_size 60 --val_interval 500 --checkpoint_interval 500)
-    ALL_FLAGS=("${COMMON[@]}" --k 1 --max_steps 4350 --lr_step_epoch 5.1)
-    FIRST_FLAGS=("${COMMON[@]}" --k 1 --max_steps 2850 --lr_step_epoch 3.1)
-    # The features' groups are sharp long before those of the classes, and gamma3 keeps these
-    # balanced: to cut uneven groups cost 5 points of accuracy.
-    GROUP_FLAGS=("${FIRST_FLAGS[@]}" --dropout_keep_prob 1 --gamma1 0.4 --gamma2 2
-        --gamma2_step_epoch 2.4 --group_lr_scale 15 --group_summary_interval 500)
-    SPLIT_FLAGS=("${COMMON[@]}" --max_steps 1500 --initial_lr 0.05 --lr_step_epoch 1.3)
-    DROPOUT=0.9 DEEP_DROPOUT=1 K_NARROW=0.6875 REST=5
-    ;;
-*) fail "PRESET is paper, cpu or smoke, not '$PRESET'" ;;
-esac
+use_preset() { # NAME
+    case $1 in
+    paper) # WRN-16-8, the published schedules: a day on a GPU or so (not measured)
+        GROUP_FLAGS=() SPLIT_FLAGS=() ALL_FLAGS=() FIRST_FLAGS=()
+        DROPOUT=0.5 DEEP_DROPOUT=0.5 K_NARROW=5.75 REST=4
+        ;;
+    cpu) # WRN-16-4, 17 epochs: one rate falls from 0.1 to 0 through both stages
+        COMMON=(--lr_schedule linear --lr_step_epoch '' --lr_warmup_epochs 0.5 --lr_total_steps 8500
+            --nesterov True --label_smoothing 0.1)
+        ALL_FLAGS=("${COMMON[@]}" --k 4 --max_steps 8500)
+        FIRST_FLAGS=("${COMMON[@]}" --k 4 --max_steps 3500)
+        # R_W has 2.5 times the paper's say in what groups mean, beside R_D and R_E; the alphas' rate
+        # makes up for the speed. Once they are sharp, gamma2 empties what the cut removes.
+        GROUP_FLAGS=("${FIRST_FLAGS[@]}" --dropout_keep_prob 1 --gamma1 0.4 --gamma3 4
+            --gamma2_step_epoch 4.5 --group_lr_scale 15 --group_equal_growth True
+            --group_summary_interval 500)
+        SPLIT_FLAGS=("${COMMON[@]}" --max_steps 5000 --lr_first_step 3500)
+        DROPOUT=0.9 DEEP_DROPOUT=1 K_NARROW=2.875 REST=13
+        ;;
+    smoke) # WRN-16-1, 6 epochs: minutes
+        COMMON=(--batch_size 60 --val_interval 500 --checkpoint_interval 500)
+        ALL_FLAGS=("${COMMON[@]}" --k 1 --max_steps 4350 --lr_step_epoch 5.1)
+        FIRST_FLAGS=("${COMMON[@]}" --k 1 --max_steps 2850 --lr_step_epoch 3.1)
+        # The features' groups are sharp long before those of the classes, and gamma3 keeps these
+        # balanced: to cut uneven groups cost 5 points of accuracy.
+        GROUP_FLAGS=("${FIRST_FLAGS[@]}" --dropout_keep_prob 1 --gamma1 0.4 --gamma2 2
+            --gamma2_step_epoch 2.4 --group_lr_scale 15 --group_summary_interval 500)
+        SPLIT_FLAGS=("${COMMON[@]}" --max_steps 1500 --initial_lr 0.05 --lr_step_epoch 1.3)
+        DROPOUT=0.9 DEEP_DROPOUT=1 K_NARROW=0.6875 REST=9
+        ;;
+    *) fail "PRESET is paper, cpu or smoke, not '$1'" ;;
+    esac
+}

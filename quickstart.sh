@@ -4,6 +4,7 @@
 #   ./quickstart.sh --archive FILE   reads the .tar.gz, .tar.xz, .tar or the unpacked folder
 #                                    cifar-100-python; also CIFAR100_ARCHIVE=FILE
 #   ./quickstart.sh --synthetic      draws the synthetic set
+#   ./quickstart.sh --setup FILE ... makes .venv with what requirements files name, and ends
 # Run again, it goes on from what exists. PRESET=cpu takes an hour and more instead of minutes.
 [ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
 set -euo pipefail
@@ -11,11 +12,56 @@ set -euo pipefail
 SCRIPT=$(command readlink -f "${BASH_SOURCE[0]-}" 2>/dev/null || echo "$0") # old macOS has no -f
 for HERE in "$(command dirname "$SCRIPT")" "${SLURM_SUBMIT_DIR-}" "${PBS_O_WORKDIR-}" \
     "${SGE_O_WORKDIR-}" "${LSB_SUBCWD-}" "${LS_SUBCWD-}" "$PWD" ''; do
-    if [ -f "$HERE/environment.sh" ] && [ -f "$HERE/split.sh" ]; then break; fi
+    if [ -f "$HERE/presets.sh" ] && [ -f "$HERE/split.sh" ]; then break; fi
 done
 [ -n "$HERE" ] || { echo "${0##*/}: error: no checkout: cd into it and submit there" >&2; exit 2; }
-# shellcheck source=environment.sh
-source "$HERE/environment.sh"
+# shellcheck source=presets.sh
+source "$HERE/presets.sh"
+
+# Makes .venv with what the files name, or completes one that is there: it may be a person's, so
+# nothing in it is removed. A second call does nothing while the files are unchanged.
+make_environment() { # REQUIREMENTS ... -> PYTHON
+    local base=${PYTHON:-python3} venv=$HERE/.venv
+    local unfinished=$venv/.unfinished # is there while 'python -m venv' works, and if it failed
+    local recent='import sys; sys.exit(sys.version_info < (3, 10))'
+    local again="move it away (mv '$venv' '$venv-old') and run this again"
+    local stamp stamped=$venv/stamp-$#
+    stamp=$(cat "$@" | cksum)
+    PYTHON=$venv/bin/python
+    local install=("$PYTHON" -m pip install --quiet --disable-pip-version-check)
+    install+=("${@/#/--requirement=}")
+    if [ "$(cat "$stamped" 2>/dev/null)" = "$stamp" ] &&
+        "$PYTHON" -c 'import numpy' 2>/dev/null; then
+        return 0
+    fi
+    if [ -e "$unfinished" ] || [ -z "$(ls -A "$venv" 2>/dev/null)" ]; then
+        "$base" -c "$recent" 2>/dev/null ||
+            fail "Python 3.10 or newer is needed; '$base' is missing or older: set PYTHON" 1
+        echo "making .venv"
+        { mkdir -p "$venv" && : >"$unfinished" && rm -rf "${venv:?}"/*; } 2>/dev/null ||
+            fail "$venv cannot be made: make $HERE writable" 1
+        "$base" -m venv "$venv" ||
+            fail "'$base -m venv' failed: see above (Debian and Ubuntu need python3-venv)" 1
+        rm -f "$unfinished"
+    fi
+    "$PYTHON" -c "$recent" 2>/dev/null ||
+        fail "$PYTHON does not run, or is older than Python 3.10: $again" 1
+    # Where everything is there, this needs neither a network nor a place to write to.
+    if ! "${install[@]}" --no-index >/dev/null 2>&1; then
+        [ -w "$venv" ] || fail "$venv is read-only and not complete: make it writable, or $again" 1
+        "$PYTHON" -m pip --version >/dev/null 2>&1 || "$PYTHON" -m ensurepip >/dev/null 2>&1 ||
+            fail "$venv has no pip, and 'python -m ensurepip' cannot add it: $again" 1
+        echo "installing in .venv (TensorFlow is a download of about 600 MB)"
+        "${install[@]}" || fail "pip could not install ${*##*/}: see above, then run this again" 1
+    fi
+    { echo "$stamp" >"$stamped"; } 2>/dev/null || true # read-only: looked at again next time
+}
+
+if [ "${1:-}" = --setup ]; then # what test.sh does first
+    shift
+    make_environment "$@"
+    exit 0
+fi
 
 export PRESET=${PRESET:-smoke}
 export DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
@@ -36,7 +82,7 @@ while [ $# -gt 0 ]; do
         ;;
     --synthetic) SYNTHETIC=1 ;;
     -h | --help)
-        sed -n '2,7s/^# //p' "$HERE/quickstart.sh"
+        sed -n '2,8s/^# //p' "$HERE/quickstart.sh"
         exit 0
         ;;
     *) fail "unknown word '$1': use --archive FILE or --synthetic" ;;
@@ -51,8 +97,7 @@ DATA_DIR=${DATA_DIR/#\~\//"${HOME-}"/}
 case $DATA_DIR in
 *://*) fail "DATA_DIR is a folder on this machine, not '$DATA_DIR'" ;;
 esac
-# shellcheck source=presets.sh
-source "$HERE/presets.sh" # REST
+use_preset "$PRESET"
 
 make_environment "$HERE/requirements.txt"
 export PYTHON
@@ -110,4 +155,4 @@ BASEMODEL=$RUNS/group TRAIN_DIR=$RUNS/split bash "$HERE/split.sh"
 echo "== eval.sh: the tree"
 CHECKPOINT=$RUNS/split bash "$HERE/eval.sh"
 echo "== summary"
-"$PYTHON" "$HERE/report.py" "$RUNS" --data_dir "$DATA_DIR"
+"$PYTHON" "$HERE/report" "$RUNS" --data_dir "$DATA_DIR"

@@ -19,73 +19,14 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow as tf
-
 import grouping
+from grouping import NetworkConfig
+from utils import tf
 
 IMAGE_SIZE = 32
 BN_DECAY = 0.9
 BN_EPSILON = 1e-5
 TREE = "tree-2"  # "tree": the trunk in the dense network's order, with a gather at the fork
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig:
-    """What defines a network: WRN-(6n+4)-k for n residual units in each of three stages.
-
-    Attributes:
-        num_residual_units: n; 2 gives WRN-16.
-        k: widening factor; 16k, 32k and 64k filters (a fraction is allowed if 16k is whole).
-        num_classes: number of logits.
-        groups: groups of (unit_2, unit_3, logits); 1 means not split.
-        dropout_keep_prob: for the inputs of split layers, in training.
-        bn_no_scale: do not train the scale (gamma) of the blocks' batch normalization.
-        dropout_unsplit: dropout where a deep split has it although nothing is split there, which
-            is the paper's baseline with dropout.
-    """
-
-    num_residual_units: int = 2
-    k: float = 8
-    num_classes: int = 100
-    groups: tuple[int, int, int] = (1, 1, 1)
-    dropout_keep_prob: float = 1.0
-    bn_no_scale: bool = False
-    dropout_unsplit: bool = False
-
-    def __post_init__(self):
-        object.__setattr__(self, "groups", tuple(self.groups))
-        if self.num_residual_units < 1 or self.num_residual_units != int(self.num_residual_units):
-            raise ValueError(
-                "num_residual_units must be a whole number from 1 up, got "
-                f"{self.num_residual_units}"
-            )
-        object.__setattr__(self, "num_residual_units", int(self.num_residual_units))
-        if self.k <= 0 or 16 * self.k != int(16 * self.k):
-            raise ValueError(
-                f"k must be positive and 16 * k a whole number of filters, got {self.k}"
-            )
-        if self.num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
-        if not 0 < self.dropout_keep_prob <= 1:
-            raise ValueError(
-                f"dropout_keep_prob must be above 0 and at most 1, got {self.dropout_keep_prob}"
-            )
-        widths = [self.features(level - 1) for level in grouping.LEVELS]
-        grouping.check_groups(self.groups, widths, self.num_classes)
-
-    def features(self, level: int) -> int:
-        """Number of output features of level 0 (`init_conv`), 1, 2 or 3."""
-        return 16 if level == 0 else int(16 * self.k) * 2 ** (level - 1)
-
-    def keep_prob(self, level: int) -> float:
-        """Share of the inputs that training keeps at level 1, 2, 3 or 4 (the classifier)."""
-        drops = level > 1 and (self.dropout_unsplit or self.groups[level - 2] > 1)
-        return self.dropout_keep_prob if drops else 1.0
-
-    @property
-    def name(self) -> str:
-        """The usual name, such as WRN-16-8."""
-        return f"WRN-{6 * self.num_residual_units + 4}-{self.k:g}"
 
 
 # ---------------------------------------------------------------- layers
@@ -525,7 +466,7 @@ def count(module: tf.Module) -> tuple[int, int]:
 # ---------------------------------------------------------------- a network's description
 
 
-def describe(net: ResNet | SplitResNet) -> dict:
+def to_dict(net: ResNet | SplitResNet) -> dict:
     """What a checkpoint says about its network, in JSON's types: `build` makes it again."""
     description = {"network": "dense", "config": dataclasses.asdict(net.config)}
     if isinstance(net, SplitResNet):
@@ -602,7 +543,7 @@ def from_checkpoint(tensors: dict[str, np.ndarray], **changes) -> tuple[ResNet |
 
 def copy(net: ResNet | SplitResNet) -> ResNet | SplitResNet:
     """The same network with variables of its own, on the device or in the strategy's scope."""
-    twin = build(describe(net))
+    twin = build(to_dict(net))
     load_weights(twin, {name_of(variable): variable.numpy() for variable in net.variables})
     return twin
 

@@ -6,16 +6,17 @@ set -euo pipefail
 SCRIPT=$(command readlink -f "${BASH_SOURCE[0]-}" 2>/dev/null || echo "$0") # old macOS has no -f
 for HERE in "$(command dirname "$SCRIPT")" "${SLURM_SUBMIT_DIR-}" "${PBS_O_WORKDIR-}" \
     "${SGE_O_WORKDIR-}" "${LSB_SUBCWD-}" "${LS_SUBCWD-}" "$PWD" ''; do
-    if [ -f "$HERE/environment.sh" ] && [ -f "$HERE/split.sh" ]; then break; fi
+    if [ -f "$HERE/presets.sh" ] && [ -f "$HERE/split.sh" ]; then break; fi
 done
 [ -n "$HERE" ] || { echo "${0##*/}: error: no checkout: cd into it and submit there" >&2; exit 2; }
-# shellcheck source=environment.sh
-source "$HERE/environment.sh"
+# shellcheck source=presets.sh
+source "$HERE/presets.sh"
 
-make_environment "$HERE/requirements.txt" "$HERE/requirements-dev.txt"
+bash "$HERE/quickstart.sh" --setup "$HERE/requirements.txt" "$HERE/tests/requirements.txt"
+PYTHON=$HERE/.venv/bin/python
 
 cd "$HERE"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-.venv/bin/shellcheck ./*.sh .ci/run
+.venv/bin/shellcheck -x ./*.sh experiments/run.sh .ci/run
 "$PYTHON" -m pytest -q --durations=10 "$@"

@@ -105,7 +105,8 @@ def run_script(script, *words, check=True, **environment):
 
 def inside(script, *flags):
     """The same within this process, which saves loading TensorFlow: (status, stdout, stderr)."""
-    module = importlib.import_module(script.removesuffix(".py"))
+    name = script.removesuffix(".py").replace("/", ".")
+    module = importlib.import_module(name if script.endswith(".py") else f"{name}.__main__")
     handlers = {n: signal.getsignal(n) for n in utils.Interruption.STATUS}
     out, error, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = [script, *map(str, flags)]
@@ -124,7 +125,9 @@ def fails(script, *flags, says, status=1):
     """Check that a command fails as it should: one line that says why, no traceback."""
     code, _, error = inside(script, *flags)
     assert code == status
-    assert error.count("\n") == 1 and error.startswith(f"{script}: error: "), error
+    assert error.count("\n") == 1 and error.startswith(f"{os.path.basename(script)}: error: "), (
+        error
+    )
     for text in [says] if isinstance(says, str) else says:
         assert text in error
     return error

@@ -1,4 +1,4 @@
-"""benchmark.py, its contenders, and what the devices have to do by FLOPs."""
+"""The benchmark, its timed processes, and what the devices have to do by FLOPs."""
 
 import subprocess
 import sys
@@ -8,13 +8,14 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, fails, grouped_net, images, inside, randomize
 
-import benchmark
-import contenders
-import peers
-import placement
+import objective
 import resnet
-import train
+import rundir
 import utils
+from benchmark import __main__ as benchmark
+from benchmark import cases, frameworks, timing
+from benchmark.dense import Horizontal, Vertical
+from parallel.tree import PlacedTree, place
 
 DEVICES = ["/CPU:0"] * 3  # the same one again and again computes the same
 
@@ -23,7 +24,7 @@ def dense(**settings):
     return randomize(resnet.ResNet(resnet.NetworkConfig(**settings)))
 
 
-@pytest.mark.parametrize("kind", [placement.Horizontal, placement.Vertical])
+@pytest.mark.parametrize("kind", [Horizontal, Vertical])
 @pytest.mark.parametrize(
     "number, settings", [(1, {}), (2, {"k": 2}), (3, {"num_residual_units": 3})]
 )
@@ -41,18 +42,18 @@ def test_dense_placements_compute_the_network(kind, number, settings):
      ("3-3-3", 3, 2.61, 5.57)],
 )  # fmt: skip
 def test_speedups_by_flops_are_the_papers(groups, number, branch, hybrid):
-    flops = resnet.count(resnet.ResNet(benchmark._config(8, "dense")))[1]
-    tree = resnet.equal_tree(benchmark._config(8, groups))
+    flops = resnet.count(resnet.ResNet(cases.network_config(8, "dense")))[1]
+    tree = resnet.equal_tree(cases.network_config(8, groups))
     for expected, how in [(branch, "branch"), (hybrid, "hybrid")]:
-        placed = placement.place(tree, DEVICES[:number], how)
+        placed = place(tree, DEVICES[:number], how)
         assert flops / max(placed.device_flops) == pytest.approx(expected, abs=0.015)
 
 
 def test_a_devices_flops_are_what_it_computes():
     tree = resnet.split(grouped_net((2, 4, 4)))
-    placed = placement.PlacedTree(tree, ["/CPU:0"], hybrid=False)
+    placed = PlacedTree(tree, ["/CPU:0"], hybrid=False)
     assert placed.device_flops == [resnet.count(tree)[1]]
-    two = placement.PlacedTree(tree, ["/CPU:0"] * 2, hybrid=True)
+    two = PlacedTree(tree, ["/CPU:0"] * 2, hybrid=True)
     assert sum(two.device_flops) == pytest.approx(resnet.count(tree)[1])
 
 
@@ -69,7 +70,7 @@ def test_the_whole_benchmark(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "STEPS", benchmark.STEPS[:2])
     file = tmp_path / "benchmark.json"
     flags = ["--k", 1, "--batch_size", 6, "--repeats", 2, "--output_file", file]
-    status, out, error = inside("benchmark.py", *flags)
+    status, out, error = inside("benchmark", *flags)
     assert status == 0, error
     found = utils.read_json(file)
     assert {"hardware", "versions", "parallel", "training", "pipeline", "peers"} == found.keys()
@@ -90,7 +91,7 @@ def test_the_whole_benchmark(monkeypatch, tmp_path):
 def test_keras_peer(precision, tmp_path):
     file = tmp_path / "peers.json"
     flags = ["--k", 1, "--batch_size", 6, "--repeats", 1, "--output_file", file]
-    status, _, error = inside("benchmark.py", "--peer", "keras", "--precision", precision, *flags)
+    status, _, error = inside("benchmark", "--peer", "keras", "--precision", precision, *flags)
     assert status == 0, error
     [row] = utils.read_json(file)["peers"]
     assert row["peer"] == "keras" and row["precision"] == precision
@@ -106,40 +107,42 @@ def test_what_is_refused(tmp_path):
         (["--k", "0.1"], "too small"),
         (["--repeats", "0"], "whole number"),
     ]:
-        fails("benchmark.py", *flags, status=2, says=says)
-    fails("benchmark.py", "--output_file", tmp_path / "no" / "b.json", says="output_file")
+        fails("benchmark", *flags, status=2, says=says)
+    fails("benchmark", "--output_file", tmp_path / "no" / "b.json", says="output_file")
     flags = ["--only", "parallel", "--output_file", tmp_path / "b.json", "--k", 1]
-    fails("benchmark.py", *flags, "--devices", "/GPU:7", says="/GPU:7 is not there")
-    fails("benchmark.py", *flags, "--checkpoint", tmp_path, says="no checkpoint")
-    fails("benchmark.py", "--peer", "keras", "--checkpoint", tmp_path, status=2, says="no effect")
-    fails("benchmark.py", "--output_file", tmp_path, says="is a folder")
-    with utils.Run(str(tmp_path)) as run:
-        run.save(train.Trainer(dense(k=1), train.Objective(), {}).checkpoint, 1)
-    fails("benchmark.py", *flags, "--checkpoint", tmp_path, says="is no tree of a WRN-16-1")
+    fails("benchmark", *flags, "--devices", "/GPU:7", says="/GPU:7 is not there")
+    fails("benchmark", *flags, "--checkpoint", tmp_path, says="no checkpoint")
+    fails("benchmark", "--peer", "keras", "--checkpoint", tmp_path, status=2, says="no effect")
+    fails("benchmark", "--output_file", tmp_path, says="is a folder")
+    with rundir.Run(str(tmp_path)) as run:
+        run.save(objective.Trainer(dense(k=1), objective.Objective(), {}).checkpoint, 1)
+    fails("benchmark", *flags, "--checkpoint", tmp_path, says="is no tree of a WRN-16-1")
 
 
 def test_a_given_tree_has_rows_of_its_own(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "ROWS", [benchmark.ROWS[0], benchmark.ROWS[9]])
-    with utils.Run(str(tmp_path)) as run:
+    with rundir.Run(str(tmp_path)) as run:
         tree = resnet.split(grouped_net((2, 2, 2)))
-        run.save(train.Trainer(tree, train.Objective(), {}).checkpoint, 1)
+        run.save(objective.Trainer(tree, objective.Objective(), {}).checkpoint, 1)
     flags = ["--only", "parallel", "--k", 1, "--batch_size", 1, "--repeats", 1]
     flags += ["--checkpoint", tmp_path, "--output_file", tmp_path / "b.json"]
-    status, _, error = inside("benchmark.py", *flags)
+    status, _, error = inside("benchmark", *flags)
     assert status == 0, error
     rows = utils.read_json(tmp_path / "b.json")["parallel"]
     assert [(r["row"], r["placement"]) for r in rows][2:] == [("Given", "hybrid")]
     assert rows[2]["paper_speedup"] is None
 
 
-def test_a_contender_that_fails_says_why(tmp_path):
+def test_a_timed_process_that_fails_says_why(tmp_path):
     with pytest.raises(ValueError, match="could not measure it.*nothere"):
-        contenders.Contender(peers.make, "nothere", 1, "float32", 2)
+        timing.TimedProcess(frameworks.make, "nothere", 1, "float32", 2)
 
 
 def test_a_peer_loads_no_tensorflow():
     """Its peak memory is to be its own."""
-    code = "import sys, contenders, peers; print('tensorflow' in sys.modules)"
+    code = (
+        "import sys; from benchmark import timing, frameworks; print('tensorflow' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "False", done.stderr
 
@@ -162,7 +165,7 @@ def test_waiting_is_measured_after_the_batches_that_were_ready(monkeypatch):
             self.steps += 1
             return 1.0
 
-        def told(self):
+        def stats(self):
             waits = [float(i >= benchmark.READY) for i in range(self.steps)]
             return {"waits": waits, "steps": [2.0] * self.steps}
 
@@ -172,12 +175,12 @@ def test_waiting_is_measured_after_the_batches_that_were_ready(monkeypatch):
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr(benchmark, "Contender", Fed)
+    monkeypatch.setattr(benchmark, "TimedProcess", Fed)
     assert benchmark.pipeline(benchmark.parse_flags(["--only", "pipeline"]))["wait_share"] == 0.5
 
 
 def test_first_step_is_counted_from_the_processs_start():
-    with contenders.Contender(benchmark.make_training, "baseline", 1.0, 1, "float32", 2) as it:
+    with timing.TimedProcess(cases.make_training, "baseline", 1.0, 1, "float32", 2) as it:
         assert 1 < it.about["first_step_seconds"] < 60
         assert it.seconds() < it.about["first_step_seconds"]
 

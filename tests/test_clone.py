@@ -9,9 +9,10 @@ import sys
 import pytest
 from conftest import ROOT
 
+import rundir
 import utils
 
-NAMES = ("group.sh", "split.sh", "eval.sh", "table.sh", "quickstart.sh", "test.sh")
+NAMES = ("group.sh", "split.sh", "eval.sh", "experiments/run.sh", "quickstart.sh", "test.sh")
 SUBMITTED = ("SLURM_SUBMIT_DIR", "PBS_O_WORKDIR", "SGE_O_WORKDIR", "LSB_SUBCWD", "LS_SUBCWD")
 SHELLS = [path for path in map(shutil.which, ("dash", "zsh", "ksh", "mksh")) if path]
 STUB = """#!/bin/sh
@@ -85,7 +86,13 @@ def test_copies_of_all_scripts(spool, stub, tmp_path):
         assert run("bash", spool(name), cwd=tmp_path, **here, **stub)[1] == started(program)
         assert run("bash", spool(name), cwd=ROOT, **stub)[1] == started(program)
     status, output, error = run(
-        "bash", spool("table.sh"), "deep_2-2-2", cwd="/", **here, **stub, RUNS=str(tmp_path)
+        "bash",
+        spool("experiments/run.sh"),
+        "deep_2-2-2",
+        cwd="/",
+        **here,
+        **stub,
+        RUNS=str(tmp_path),
     )
     assert (status, error) == (0, "")
     programs = ["train.py", "eval.py", "eval.py", "train.py", "eval.py"]
@@ -150,7 +157,7 @@ def test_clone_with_windows_line_ends_and_no_execute_bits(clone, stub, tmp_path)
     with open(os.path.join(ROOT, name), "rb") as file:
         assert (clone / name).read_bytes() == file.read()
     status, output, error = run(
-        "bash", "table.sh", "deep_2-2-2", cwd=clone, RUNS=str(tmp_path), **stub
+        "bash", "experiments/run.sh", "deep_2-2-2", cwd=clone, RUNS=str(tmp_path), **stub
     )
     assert (status, error) == (0, "") and output.count("\n") == 5
     fake = tmp_path / "ci"
@@ -165,7 +172,7 @@ def revision_of(folder, monkeypatch, **settings):
         patch.setattr(utils, "__file__", str(folder / "utils.py"))
         for name, value in settings.items():
             patch.setenv(name, str(value))
-        return utils.git_revision()
+        return rundir.git_revision()
 
 
 def test_git_revision_is_of_the_code_itself(clone, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, fails, free_port, inside, python, train_flags, write_data
 
 import cifar100
+import rundir
 import utils
 
 STEPS = 6
@@ -52,8 +53,8 @@ def assert_same(found, expected):
 
 
 def weights(run, step=STEPS):
-    path = utils.checkpoint_path(str(run), step)
-    return {n: t for n, t in utils.read_checkpoint(path).items() if n != "description"}
+    path = rundir.checkpoint_path(str(run), step)
+    return {n: t for n, t in rundir.read_checkpoint(path).items() if n != "description"}
 
 
 def test_shares_are_the_batch():
@@ -95,16 +96,16 @@ import utils
 import tensorflow as tf
 import placement, resnet, train
 
-strategy = placement.strategy(["/CPU:0", "/CPU:1"])
+strategy = devices.strategy(["/CPU:0", "/CPU:1"])
 config = resnet.NetworkConfig(1, k=1, groups=(2, 2, 2), dropout_keep_prob=float(sys.argv[1]))
-trainer = train.Trainer(resnet.ResNet(config), train.Objective(), {}, strategy)
+trainer = objective.Trainer(resnet.ResNet(config), objective.Objective(), {}, strategy)
 images, labels = tf.random.stateless_normal([8, 32, 32, 3], [0, 0]), tf.zeros([8], tf.int32)
 
 @tf.function
 def step():
     seed = tf.constant([0, 0], tf.int64)
     values = strategy.run(trainer._replica_step, (images, labels, 0.1, 1.0, seed))
-    return [value[train.METRICS.index("cross_entropy")] for value in values.values]
+    return [value[objective.METRICS.index("cross_entropy")] for value in values.values]
 
 print(*(float(loss) for loss in step()))
 """
@@ -207,8 +208,8 @@ def test_worker_that_ends_ends_the_run(number, status, data, tmp_path):
     if status == 1:
         assert "lost another worker" in chief[2]
     else:
-        assert "interrupted at step" in chief[1] and utils.checkpoint_steps(str(run))
-        end = utils.checkpoint_steps(str(run))[-1] + 2
+        assert "interrupted at step" in chief[1] and rundir.checkpoint_steps(str(run))
+        end = rundir.checkpoint_steps(str(run))[-1] + 2
         for status, out, error in ends(start_workers(run, data, max_steps=end)):
             assert status == 0, error
             assert "going on from" in out and f"step {end - 2}\n" in out

@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 from conftest import REAL_ARCHIVE
 
-import class_groups
+from experiments import variants
 import download_cifar100 as dl
 
 ROOT = Path(dl.__file__).parent
@@ -1129,4 +1129,4 @@ def test_real_archive(tmp_path):
     apple = split["class_names"].index("apple")
     fruit = split["superclass_names"].index("fruit_and_vegetables")
     assert split["superclass_of_class"][apple] == fruit
-    assert sorted(split["superclass_names"]) == sorted(class_groups.SEMANTIC_ORDER)
+    assert sorted(split["superclass_names"]) == sorted(variants.SEMANTIC_ORDER)

@@ -17,10 +17,12 @@ from conftest import ROOT, fails, free_port, grouped_net, images, inside, python
 
 import cifar100
 import eval as eval_script
-import placement
+import objective
 import resnet
-import train
+import rundir
 import utils
+from parallel import cluster, devices
+from parallel.tree import PlacedTree
 
 TF1 = os.path.join(ROOT, "tests", "reference", "tf1_k1_2-2-2", "model.ckpt-0")
 
@@ -34,9 +36,9 @@ def save(net, directory, stage):
         "dataset": "synthetic",
         "indices_sha256": "",
     }
-    trainer = train.Trainer(net, train.Objective(), about)
+    trainer = objective.Trainer(net, objective.Objective(), about)
     trainer.steps_done.assign(12)
-    with utils.Run(str(directory)) as run:
+    with rundir.Run(str(directory)) as run:
         return run.save(trainer.checkpoint, 12)
 
 
@@ -60,7 +62,7 @@ def test_result_of_a_tree(checkpoints, data_dir, tmp_path):
     run, file = os.path.dirname(checkpoints["tree"]), tmp_path / "result.pkl"
     out = evaluate(run, data_dir, "--output_file", file, "--batch_size", 100)
     result = utils.read_json(os.path.join(run, "eval", "result.json"))
-    tree, _ = resnet.from_checkpoint(utils.read_checkpoint(checkpoints["tree"]))
+    tree, _ = resnet.from_checkpoint(rundir.read_checkpoint(checkpoints["tree"]))
     pictures, labels = cifar100.load(data_dir, "test")
     predictions = np.argmax(tree(cifar100.standardize(pictures)), axis=1)
     assert result["num_examples"] == 230 and result["correct"] == (predictions == labels).sum()
@@ -136,7 +138,7 @@ def test_each_question_has_its_own_folder(checkpoints, data_dir):
 )  # fmt: skip
 def test_descriptions_that_make_no_network(description, data_dir, tmp_path):
     variable = tf.Variable(description)
-    with utils.Run(str(tmp_path)) as run:
+    with rundir.Run(str(tmp_path)) as run:
         path = run.save(tf.train.Checkpoint(description=variable, x=tf.Variable(1.0)), 1)
     fails("eval.py", "--checkpoint", tmp_path, "--data_dir", data_dir, says=path)
 
@@ -181,7 +183,7 @@ def test_predictions_do_not_depend_on_the_placement(
 
 def test_each_device_computes_its_own_branches_only():
     tree = resnet.split(grouped_net((2, 4, 8)))
-    placed = placement.PlacedTree(tree, ["/CPU:0"] * 2, hybrid=False)
+    placed = PlacedTree(tree, ["/CPU:0"] * 2, hybrid=False)
     classes = [np.concatenate([leaf.classes for leaf in leaves]) for leaves in placed.leaves]
     assert sorted(np.concatenate(classes)) == list(range(100))
     np.testing.assert_allclose(placed(images()), tree(images()), rtol=1e-5, atol=1e-6)
@@ -198,14 +200,14 @@ def test_each_device_computes_its_own_branches_only():
 
 
 def test_devices_by_tensorflows_names():
-    assert placement.find_devices(["/device:CPU:0"]) == placement.find_devices(["cpu:0"])
+    assert devices.find_devices(["/device:CPU:0"]) == devices.find_devices(["cpu:0"])
 
 
 def test_a_cluster_of_this_machine_and_others(monkeypatch):
-    monkeypatch.setattr(placement, "_answers", lambda *_: True)
+    monkeypatch.setattr(cluster, "_answers", lambda *_: True)
     for here in ("127.0.0.1:5000", "[::1]:5000"):
         with pytest.raises(ValueError, match="the others cannot reach"):
-            placement.connect([here, "192.0.2.1:5000"])
+            cluster.connect([here, "192.0.2.1:5000"])
 
 
 def test_devices_that_are_refused(checkpoints, data_dir):
@@ -334,7 +336,7 @@ def test_jit_compile_predicts_the_same(checkpoints, data_dir, tmp_path):
 def test_batches_smaller_than_the_devices(size):
     """Parts without images break TensorFlow's fused convolutions: the batch is filled up."""
     tree = resnet.split(grouped_net((2, 4, 4)))
-    placed = placement.PlacedTree(tree, ["/CPU:0"] * 4, hybrid=True)
+    placed = PlacedTree(tree, ["/CPU:0"] * 4, hybrid=True)
     expected, found = (tf.function(f)(images(size)) for f in (tree, placed))
     assert found.shape == (size, 100)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

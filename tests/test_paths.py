@@ -12,6 +12,7 @@ import sys
 import pytest
 from conftest import ROOT, fails, inside, run_script, train_flags, write_data
 
+import rundir
 import utils
 
 ODD = "lr=[0.1,0.2] a\\b st*r wh?t 'q' \"ü\" 100%\nline"
@@ -36,7 +37,7 @@ def odd(tmp_path_factory):
 def done(odd):
     """A complete run there, with checkpoints of steps 2 and 4."""
     succeeds("train.py", *train_flags("baseline", odd / "run", odd / "data", **STEPS))
-    assert utils.checkpoint_steps(str(odd / "run")) == [2, 4]
+    assert rundir.checkpoint_steps(str(odd / "run")) == [2, 4]
     return odd / "run"
 
 
@@ -72,7 +73,7 @@ def test_evaluation_and_report_in_folders_with_odd_names(odd, done, tmp_path, mo
     flags = ("--checkpoint", done, "--eval_dir", results, "--output_file", odd / "file.pkl")
     assert f"written: {results}/result.json {odd}/file.pkl" in succeeds("eval.py", *flags, *data)
     assert "step 4" in succeeds("eval.py", "--checkpoint", done, *data)
-    assert f"written: {done}/report.html" in succeeds("report.py", done, *data)
+    assert f"written: {done}/report.html" in succeeds("report", done, *data)
     monkeypatch.chdir(done)
     assert "step 2" in succeeds("eval.py", "--checkpoint=model.ckpt-2", *data)
 
@@ -115,8 +116,8 @@ def test_names_are_as_long_as_they_can_be_or_refused_at_once(odd, done, tmp_path
 PATHS = [
     *[("train.py", flag) for flag in ("--train_dir", "--data_dir", "--basemodel", "--checkpoint")],
     *[("eval.py", flag) for flag in ("--checkpoint", "--data_dir", "--eval_dir", "--output_file")],
-    *[("report.py", "run"), ("report.py", "--data_dir")],
-    *[("table.py", "folder"), ("table.py", "--write")],
+    *[("report", "run"), ("report", "--data_dir")],
+    *[("experiments/tables.py", "folder"), ("experiments/tables.py", "--write")],
 ]
 
 
@@ -216,11 +217,11 @@ def killed(call, file, flags):
 def test_killed_before_the_first_checkpoint(odd, tmp_path):
     flags = train_flags("baseline", tmp_path / "run", odd / "data", **STEPS)
     assert "step 2/4" in killed("replace", "model.ckpt-2.data-00000-of-00001", flags)
-    assert len(utils.read_metrics(tmp_path / "run")) == 3  # steps 1 and 2, and a validation
+    assert len(rundir.read_metrics(tmp_path / "run")) == 3  # steps 1 and 2, and a validation
     out = succeeds("train.py", *flags)
     assert "starting from new weights" in out
-    assert f"ignoring {tmp_path}/run/{utils.UNFINISHED}: a killed run did not finish" in out
-    assert not os.path.exists(tmp_path / "run" / utils.NOTHING_SAVED)
+    assert f"ignoring {tmp_path}/run/{rundir.UNFINISHED}: a killed run did not finish" in out
+    assert not os.path.exists(tmp_path / "run" / rundir.NOTHING_SAVED)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_killed_between_the_two_files_of_a_checkpoint(call, file, odd, tmp_path)
     assert (run / "model.ckpt-2.data-00000-of-00001").exists()
     out = succeeds("train.py", *flags)
     assert f"going on from {run}/model.ckpt-" in out and "ignoring" not in out
-    assert not (run / utils.UNFINISHED).exists() and not utils.half_checkpoints(str(run))
+    assert not (run / rundir.UNFINISHED).exists() and not rundir.half_checkpoints(str(run))
 
 
 # ---------------------------------------------------------------- file systems
@@ -293,17 +294,17 @@ def test_full_disks(odd, done, tmp_path, monkeypatch):
         fails("train.py", *flags, says=[f"{disk}/run/config.json", *full])
         flags = train_flags("baseline", copy, odd / "data", **STEPS | {"max_steps": 5})
         fails("train.py", *flags, says=[f"{copy}/config.json", *full])
-        assert utils.checkpoint_steps(str(copy)) == [4]
+        assert rundir.checkpoint_steps(str(copy)) == [4]
         flags = ("--checkpoint", done, *data)
         says = [f"{disk}/eval/result.json", *full]
         fails("eval.py", *flags, "--eval_dir", disk / "eval", says=says)
         file = disk / "file.pkl"
         fails("eval.py", *flags, "--output_file", file, says=[str(file), *full])
-        fails("report.py", copy, *data, says=[f"{copy}/report", *full])
+        fails("report", copy, *data, says=[f"{copy}/report", *full])
 
     def begin(run):
         os.symlink("/dev/full", run.path("metrics.jsonl"))
 
-    monkeypatch.setattr(utils.Run, "begin", begin)
+    monkeypatch.setattr(rundir.Run, "begin", begin)
     flags = train_flags("baseline", tmp_path / "run", odd / "data", **STEPS)
     fails("train.py", *flags, says=[f"{tmp_path}/run/metrics.jsonl", *full])

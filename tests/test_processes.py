@@ -14,8 +14,9 @@ import time
 import pytest
 from conftest import ROOT, free_port, inside, python, train_flags, write_data
 
-import placement
+from parallel import devices
 import train
+import rundir
 import utils
 
 SIGNALS = sorted(utils.Interruption.STATUS)
@@ -54,7 +55,7 @@ def wait_for(condition, process, seconds=60):
 
 
 def newest(run):
-    return max(utils.checkpoint_steps(str(run)), default=0)
+    return max(rundir.checkpoint_steps(str(run)), default=0)
 
 
 # ---------------------------------------------------------------- output
@@ -94,7 +95,7 @@ def test_results_are_written_where_nothing_can_be_printed(trained, data):
 def test_every_command_prints_into_what_may_end(trained, data, tmp_path):
     with open("/dev/full", "w") as full:
         for script, flags, written in [
-            ("report.py", [trained[0], "--data_dir", data], trained[0] / "report.html"),
+            ("report", [trained[0], "--data_dir", data], trained[0] / "report.html"),
             ("train.py", ["--help"], None),
         ]:
             process = start(script, *flags, stdout=full, stderr=full)
@@ -177,17 +178,15 @@ def test_ignored_signals_stay_ignored_and_threads_take_none():
 
 
 MEET = """
-import runtime
-runtime.is_command = lambda: True  # quiet, as a script of ours is
+utils.is_command = lambda: True  # quiet, as a script of ours is
 import utils
-import placement
-placement.PATIENCE = 2
-placement.strategy([])
+from parallel import cluster, devices, tree
+cluster.PATIENCE = 2
+devices.strategy([])
 """
 STUCK = """
 import ctypes
-import runtime
-runtime.is_command = lambda: True  # quiet, as a script of ours is
+utils.is_command = lambda: True  # quiet, as a script of ours is
 import utils
 utils.Ending.GRACE = 1
 utils.run_main(lambda _: print("here", flush=True) or ctypes.CDLL(None).select(0, *[None] * 4))
@@ -323,10 +322,10 @@ def test_clusters_of_tf_config(cluster, task, expected, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", json.dumps({k: v for k, v in config.items() if v is not None}))
     if isinstance(expected, str):
         with pytest.raises(ValueError, match="TF_CONFIG cannot be used") as error:
-            placement.read_tf_config()
+            devices.read_tf_config()
         assert expected in str(error.value)
         return
-    found = placement.read_tf_config()
+    found = devices.read_tf_config()
     assert (found and found[1:]) == expected
     flags = train_flags("baseline", "run", "data", jit_compile=True)
     if expected is None:
@@ -339,7 +338,7 @@ def test_clusters_of_tf_config(cluster, task, expected, monkeypatch):
 @pytest.mark.parametrize("text", ["", " ", "{}"])
 def test_tf_config_without_a_cluster(text, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
-    assert placement.read_tf_config() is None
+    assert devices.read_tf_config() is None
 
 
 def test_a_managed_services_tf_config_trains_on_one_machine(data, tmp_path, monkeypatch):
@@ -356,6 +355,6 @@ def test_waiting_for_a_worker_has_an_end(monkeypatch):
     mine, missing = (f"127.0.0.1:{free_port()}" for _ in range(2))
     config = {"cluster": {"worker": [mine, missing]}, "task": {"type": "worker", "index": 0}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(config))
-    monkeypatch.setattr(placement, "START_PATIENCE", 1)
+    monkeypatch.setattr(devices, "START_PATIENCE", 1)
     with pytest.raises(ValueError, match=f"no worker of TF_CONFIG answered at {missing}"):
-        placement.strategy([])
+        devices.strategy([])

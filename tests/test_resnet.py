@@ -9,9 +9,9 @@ import tensorflow as tf
 from conftest import ROOT, grouped_net, images, randomize
 
 import grouping
+import objective
 import resnet
-import train
-import utils
+import rundir
 
 REFERENCE = sorted(glob.glob(os.path.join(ROOT, "tests", "reference", "*.npz")))
 ALL_GROUPS = [(1, 1, 4), (1, 2, 2), (2, 2, 2), (3, 3, 3), (2, 4, 4), (2, 4, 8), (1, 2, 3)]
@@ -48,10 +48,10 @@ def reference_trainer(reference):
     )
     net = resnet.ResNet(config)
     resnet.load_weights(net, names(reference, "init/"))
-    objective = train.Objective(
+    target = objective.Objective(
         float(words["l2"]), *gammas, words["weighted"] == "True", float(words["momentum"])
     )
-    return train.Trainer(net, objective, {}), float(words["lr"])
+    return objective.Trainer(net, target, {}), float(words["lr"])
 
 
 def test_reference_logits_and_terms(reference):
@@ -108,7 +108,7 @@ def test_reference_split(reference):
 
 def test_tensorflow_1_checkpoint():
     path = os.path.join(ROOT, "tests", "reference", "tf1_k1_2-2-2", "model.ckpt-0")
-    net, description = resnet.from_checkpoint(utils.read_checkpoint(path))
+    net, description = resnet.from_checkpoint(rundir.read_checkpoint(path))
     expected = np.load(os.path.join(ROOT, "tests", "reference", "k1_2-2-2.npz"))
     assert description["config"]["groups"] == (2, 2, 2)
     close(net(expected["images"][0]), expected["logits_eval"], 1e-5)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, fails, inside, python, train_flags
 
+import rundir
 import utils
 
 STAGES = {
@@ -52,7 +53,7 @@ def complete(flags):
 
 def state(directory):
     """Everything that a finished run leaves: tensors of the last checkpoint, metrics but times."""
-    tensors = utils.read_checkpoint(utils.find_checkpoint(directory))
+    tensors = rundir.read_checkpoint(rundir.find_checkpoint(directory))
     with open(os.path.join(directory, "metrics.jsonl")) as file:
         return tensors, file.read()
 
@@ -106,7 +107,7 @@ def test_interrupted_runs_save_and_go_on(whole, number, expected, tmp_path):
     last = out.strip().splitlines()[-1]
     assert last.startswith("interrupted at step") and "best validation accuracy" in last
     step = int(last.split("step ")[1].split(":")[0])
-    assert utils.checkpoint_steps(str(tmp_path / "run"))[-1] == step
+    assert rundir.checkpoint_steps(str(tmp_path / "run"))[-1] == step
     assert f"step {step}\n" in complete(run)
     assert_same(tmp_path / "run", get("group"))
 
@@ -123,8 +124,8 @@ def test_a_reader_that_ends_costs_nothing(whole, tmp_path):
     while not process.stdout.readline().startswith("step 2/"):
         assert process.poll() is None, process.stderr.read()
     process.stdout.close()
-    reached = max(utils.checkpoint_steps(str(directory)), default=0)
-    while max(utils.checkpoint_steps(str(directory)), default=0) <= reached:
+    reached = max(rundir.checkpoint_steps(str(directory)), default=0)
+    while max(rundir.checkpoint_steps(str(directory)), default=0) <= reached:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -171,7 +172,7 @@ def test_damaged_newest_checkpoint_is_named_and_ignored(whole, stopped, damage, 
     get, flags = whole
     directory = str(tmp_path / "run")
     shutil.copytree(stopped, directory)
-    newest = utils.find_checkpoint(directory)
+    newest = rundir.find_checkpoint(directory)
     spoil(newest, damage)
     status, out, error = inside("train.py", *flags("baseline", directory))
     assert status == 0, error
@@ -185,8 +186,8 @@ def test_damaged_newest_checkpoint_is_named_and_ignored(whole, stopped, damage, 
 def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(whole, stopped, tmp_path):
     directory = tmp_path / "run"
     shutil.copytree(stopped, directory)
-    for step in utils.checkpoint_steps(str(directory)):
-        spoil(utils.checkpoint_path(str(directory), step), "bit")
+    for step in rundir.checkpoint_steps(str(directory)):
+        spoil(rundir.checkpoint_path(str(directory), step), "bit")
     metrics = (directory / "metrics.jsonl").read_text()
     status, _, error = inside("train.py", *whole[1]("baseline", directory))
     assert status == 1 and "can be read: to start anew, name another" in error
@@ -215,21 +216,21 @@ sys.path.insert(0, {root!r})
 import utils, tensorflow as tf  # loaded once; each round forks from here
 
 def write():
-    with utils.Run({directory!r}, keep=2) as run:
+    with rundir.Run({directory!r}, keep=2) as run:
         run.discard_torn()
         values = tf.Variable(tf.ones([2_000_000]))
-        step = (utils.checkpoint_steps({directory!r}) or [0])[-1]
+        step = (rundir.checkpoint_steps({directory!r}) or [0])[-1]
         while True:
             step += 1
             values.assign(tf.fill([2_000_000], float(step)))
             run.save(tf.train.Checkpoint(values=values), step)
 
 def check():
-    torn = os.path.isdir(os.path.join({directory!r}, utils.UNFINISHED))
-    steps = utils.checkpoint_steps({directory!r})
+    torn = os.path.isdir(os.path.join({directory!r}, rundir.UNFINISHED))
+    steps = rundir.checkpoint_steps({directory!r})
     for step in steps:
-        path = utils.checkpoint_path({directory!r}, step)
-        assert (utils.read_checkpoint(path)["values"] == step).all()
+        path = rundir.checkpoint_path({directory!r}, step)
+        assert (rundir.read_checkpoint(path)["values"] == step).all()
     print("checked", steps[-1] if steps else 0, int(torn), flush=True)
 
 def child(work):
@@ -288,8 +289,8 @@ def test_disk_full(whole, tmp_path):
             says=["cannot be written", "make room"],
         )
         last = int(error.split("last good one is of step ")[1].split(":")[0])
-        tensors = utils.read_checkpoint(utils.checkpoint_path(run, last))
-        assert tensors["step"] == last == utils.checkpoint_steps(run)[-1]
+        tensors = rundir.read_checkpoint(rundir.checkpoint_path(run, last))
+        assert tensors["step"] == last == rundir.checkpoint_steps(run)[-1]
 
 
 def test_read_only_directory(whole, tmp_path):

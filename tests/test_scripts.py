@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 from conftest import ROOT, fails, grouped_net, inside, run_script, train_flags
 
-import pictures
+from report import figures
 import train
 import utils
 
-SCRIPTS = sorted(glob.glob(os.path.join(ROOT, "*.sh")))
+SCRIPTS = sorted(glob.glob(os.path.join(ROOT, "**", "*.sh"), recursive=True))
 PIPELINE = {"group.sh": "train.py", "split.sh": "train.py", "eval.sh": "eval.py"}
 PROGRAMS = (
-    "train.py", "eval.py", "report.py", "benchmark.py", "table.py", "download_cifar100.py"
+    "train.py", "eval.py", "report", "benchmark", "experiments/tables.py",
+    "experiments/variants.py", "experiments/publish.py", "download_cifar100.py",
 )  # fmt: skip
 
 
 def source(name):
+    if "." not in name:
+        name += "/__main__.py"
     with open(os.path.join(ROOT, name), encoding="utf-8") as file:
         return file.read()
 
@@ -37,7 +40,7 @@ def flags_of(program):
 
 def names_read(program):
     """Flags that a program's code reads outside its parser: `flags.NAME`, getattr of a name in
-    the same loop, and the fields of train.Objective."""
+    the same loop, and the fields of objective.Objective."""
     tree = ast.parse(source(program))
     for node in list(tree.body):
         if getattr(node, "name", "") in ("_flag_table", "parse_flags", "_parser", "parse_args"):
@@ -76,7 +79,9 @@ def test_every_flag_of_a_script_exists_once(script, program):
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_flag_is_read(program):
     flags = flags_of(program)
-    read = names_read(program) | (names_read("start.py") if program == "train.py" else set())
+    read = names_read(program)
+    if program == "train.py":
+        read |= names_read("loop.py") | names_read("objective.py") | names_read("restore.py")
     assert flags and flags - read == set()
 
 
@@ -166,7 +171,7 @@ def test_pipeline_with_flags_that_override(tmp_path, data_dir):
         )
     command = [
         sys.executable,
-        os.path.join(ROOT, "report.py"),
+        os.path.join(ROOT, "report"),
         runs,
         "--data_dir",
         data_dir,
@@ -203,14 +208,14 @@ def test_pipeline_with_flags_that_override(tmp_path, data_dir):
     shutil.copytree(data_dir, photos)
     description = utils.read_json(photos / "split.json")
     utils.write_json(photos / "split.json", description | {"dataset": "cifar100"})
-    fails("report.py", runs, "--data_dir", photos, says="was trained on synthetic")
+    fails("report", runs, "--data_dir", photos, says="was trained on synthetic")
     assert "by now there is" not in page
     utils.write_json(runs / "split" / "eval" / "result.json", tree | {"step": tree["step"] - 1})
-    assert inside("report.py", runs, "--data_dir", data_dir)[0] == 0
+    assert inside("report", runs, "--data_dir", data_dir)[0] == 0
     assert f"by now there is {tree['step']}" in (runs / "report.html").read_text()
     tree["group_classes"].reverse()
     utils.write_json(runs / "split" / "eval" / "result.json", tree)
-    status, out, error = inside("report.py", runs, "--data_dir", data_dir)
+    status, out, error = inside("report", runs, "--data_dir", data_dir)
     assert status == 0, error
     assert "No summary: the results are not of one pipeline (group_classes differ)" in out
 
@@ -267,7 +272,7 @@ def test_quickstart_goes_through_the_pipeline(quickstart):
     assert (status, error) == (0, "")
     names = [call.split()[0] for call in calls]
     evaluated = ["eval.py", "eval.py", "train.py", "eval.py"]
-    assert names == ["download_cifar100.py", "train.py", *evaluated, "report.py"]
+    assert names == ["download_cifar100.py", "train.py", *evaluated, "report"]
     assert "--stage group" in calls[1] and "--stage split" in calls[4]
     assert [" --mask" in call for call in calls[2:4]] == [False, True]
     assert all("--preset smoke" in calls[i] and "/data/cifar100" in calls[i] for i in (1, 4))
@@ -323,24 +328,24 @@ def test_scripts_by_a_link_and_with_cdpath(tmp_path):
 
 def test_reports_of_what_is_not_there(tmp_path, data_dir):
     data = ("--data_dir", data_dir)
-    fails("report.py", tmp_path, *data, says="holds no run")
-    fails("report.py", tmp_path / "no", *data, says="there is no run")
-    fails("report.py", *data, says="RUN is needed", status=2)
+    fails("report", tmp_path, *data, says="holds no run")
+    fails("report", tmp_path / "no", *data, says="there is no run")
+    fails("report", *data, says="RUN is needed", status=2)
     assert os.listdir(tmp_path) == []
 
 
 def test_pictures_of_few_layers_and_many_groups():
-    assert len(pictures.weights(grouped_net((1, 1, 4))).axes) == 3  # of one layer
-    assert len(pictures.weights(grouped_net((1, 2, 2))).axes) == 12
+    assert len(figures.weights(grouped_net((1, 1, 4))).axes) == 3  # of one layer
+    assert len(figures.weights(grouped_net((1, 2, 2))).axes) == 12
     data = {"superclass_of_class": [c // 5 for c in range(100)]}
     data |= {"superclass_names": list("abcdefghijklmnopqrst"), "class_names": ["x"] * 100}
-    assert pictures.superclasses([[c] for c in range(100)], data)
+    assert figures.superclasses([[c] for c in range(100)], data)
 
 
 def test_report_of_a_run_without_results(tmp_path, data_dir):
     flags = train_flags("group", tmp_path / "runs" / "group", data_dir, group_summary_interval=3)
     assert inside("train.py", *flags)[0] == 0
-    status, out, error = inside("report.py", tmp_path / "runs", "--data_dir", data_dir)
+    status, out, error = inside("report", tmp_path / "runs", "--data_dir", data_dir)
     assert status == 0, error
     assert "No summary: " in out and "eval.py with --checkpoint" in out
     assert set(os.listdir(tmp_path / "runs" / "report")) == {

@@ -3,7 +3,8 @@
 import time
 
 import cifar100
-import class_groups
+import metrics
+import rundir
 import utils
 from conftest import python, run_script
 
@@ -16,7 +17,7 @@ def test_two_groups_keep_superclasses_together(tmp_path):
     environment = {"PRESET": "smoke", "DATA_DIR": data, "TRAIN_DIR": str(run)}
     run_script("group.sh", "--max_steps", 1500, "--val_interval", 1500, **environment)
     assert time.monotonic() - start < 300
-    with utils.Run(str(run)) as log:
+    with rundir.Run(str(run)) as log:
         log.resume_metrics(1500)
         last = [record for record in log.metrics if "group_sizes" in record][-1]
     sharp = {name: value for name, value in last.items() if name.startswith("sharpness/")}
@@ -24,4 +25,4 @@ def test_two_groups_keep_superclasses_together(tmp_path):
     groups = utils.read_json(run / "result.json")["group_classes"]
     superclasses = cifar100.describe(data)["superclass_of_class"]
     assert min(len(classes) for classes in groups) >= 30
-    assert class_groups.pairs_together(groups, superclasses) >= 0.9
+    assert metrics.pairs_together(groups, superclasses) >= 0.9

@@ -16,10 +16,14 @@ from conftest import fails, grouped_net, inside, python, train_flags, write_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import evaluation
+import metrics
+import cifar100
+import loop
+import objective
+import restore
 import resnet
-import start
 import train
+import rundir
 import utils
 
 GROUPED = {"ngroups1": 4, "ngroups2": 4, "ngroups3": 2, "group_lr_scale": 20}
@@ -52,7 +56,7 @@ def runs(tmp_path_factory, data_dir):
 
 def test_momentum_by_hand_and_when_the_rate_drops():
     variable = tf.Variable([1.0, 2.0], name="w")
-    optimizer = train.Momentum([variable], 0.9)
+    optimizer = objective.Momentum([variable], 0.9)
     w, a = np.array([1.0, 2.0]), np.zeros(2)
     rng = np.random.default_rng(0)
     for rate in [0.1, 0.1, 0.01, 0.01]:
@@ -65,7 +69,7 @@ def test_momentum_by_hand_and_when_the_rate_drops():
 
 def test_nesterov_by_hand():
     variable = tf.Variable([1.0, 2.0], name="w")
-    optimizer = train.Momentum([variable], 0.9, nesterov=True)
+    optimizer = objective.Momentum([variable], 0.9, nesterov=True)
     w, a = np.array([1.0, 2.0]), np.zeros(2)
     rng = np.random.default_rng(0)
     for rate in [0.1, 0.1, 0.01]:
@@ -78,7 +82,7 @@ def test_nesterov_by_hand():
 
 def rates(steps, per_epoch=10, **flags):
     parsed = train.parse_flags(train_flags("baseline", "x", "data", **flags))
-    return [train.learning_rate(parsed, step, per_epoch) for step in steps]
+    return [objective.learning_rate(parsed, step, per_epoch) for step in steps]
 
 
 def test_linear_and_cosine_schedules_in_closed_form():
@@ -113,8 +117,8 @@ def test_label_smoothing_spreads_the_labels():
     config = resnet.NetworkConfig(num_residual_units=1, k=1)
     terms = {}
     for smoothing in (0.0, 0.2):
-        objective = train.Objective(l2_weight=0, label_smoothing=smoothing)
-        terms[smoothing] = train.Trainer(resnet.ResNet(config), objective, {}).loss(logits, labels)
+        target = objective.Objective(l2_weight=0, label_smoothing=smoothing)
+        terms[smoothing] = objective.Trainer(resnet.ResNet(config), target, {}).loss(logits, labels)
     target = 0.8 * np.eye(100)[labels] + 0.2 / 100
     expected = -np.mean(np.sum(target * tf.nn.log_softmax(logits), axis=1))
     assert float(terms[0.2]["loss"]) == pytest.approx(expected, rel=1e-5)
@@ -128,7 +132,7 @@ def test_alphas_have_their_own_rate():
     for scale in (1.0, 5.0):
         net = resnet.ResNet(config)
         before = [net.alphas["q1"].numpy(), net.logits.fc.weights.numpy()]
-        trainer = train.Trainer(net, train.Objective(group_lr_scale=scale), {})
+        trainer = objective.Trainer(net, objective.Objective(group_lr_scale=scale), {})
         trainer.step(batch, labels, 0.1)
         moved.append([net.alphas["q1"] - before[0], net.logits.fc.weights - before[1]])
     np.testing.assert_allclose(
@@ -140,8 +144,8 @@ def test_alphas_have_their_own_rate():
 def test_equal_growth_lets_all_indicators_grow_alike():
     net = resnet.ResNet(resnet.NetworkConfig(num_residual_units=1, k=1, groups=(2, 2, 4)))
     before = {name: alpha.numpy() for name, alpha in net.alphas.items()}
-    objective = train.Objective(gamma2=0, gamma3=0, group_equal_growth=True)
-    trainer = train.Trainer(net, objective, {})  # named: a tf.function holds its object weakly
+    target = objective.Objective(gamma2=0, gamma3=0, group_equal_growth=True)
+    trainer = objective.Trainer(net, target, {})  # named: a tf.function holds its object weakly
     trainer.step(tf.ones([2, 32, 32, 3]), tf.constant([0, 1]), 100.0)
     growth = {}
     for name, alpha in before.items():
@@ -160,9 +164,9 @@ def test_equal_growth_lets_all_indicators_grow_alike():
 def test_gamma2_grows_at_epochs(data_dir):
     flags = train_flags("group", "x", data_dir, gamma2=2, gamma2_step_epoch="3,5", gamma2_growth=4)
     flags = train.parse_flags(flags)
-    at = [utils.stepwise(s, 10, 1.0, 4, flags.gamma2_step_epoch) for s in (0, 29, 30, 49, 50)]
+    at = [objective.stepwise(s, 10, 1.0, 4, flags.gamma2_step_epoch) for s in (0, 29, 30, 49, 50)]
     assert at == [1, 1, 4, 4, 16]
-    trainer = train.Trainer(grouped_net((2, 2, 2)), train.objective(flags), {})
+    trainer = objective.Trainer(grouped_net((2, 2, 2)), objective.objective(flags), {})
     logits, labels = tf.zeros([2, 100]), tf.constant([1, 2])
     plain, grown = (trainer.loss(logits, labels, growth) for growth in (1.0, 4.0))
     assert float(grown["loss"] - plain["loss"]) == pytest.approx(
@@ -172,7 +176,9 @@ def test_gamma2_grows_at_epochs(data_dir):
 
 def test_a_step_trains_under_bfloat16():
     config = resnet.NetworkConfig(num_residual_units=1, k=1, groups=(2, 2, 2))
-    trainer = train.Trainer(resnet.ResNet(config), train.Objective(precision="bfloat16"), {})
+    trainer = objective.Trainer(
+        resnet.ResNet(config), objective.Objective(precision="bfloat16"), {}
+    )
     images = tf.random.stateless_normal([8, 32, 32, 3], [0, 0])
     labels = tf.range(8)
     losses = [trainer.step(images, labels, 0.05).numpy() for _ in range(8)]
@@ -196,8 +202,8 @@ def test_run_directory(runs):
         assert result["dataset"] == "synthetic"
         steps = {record["step"] for record in records(runs[stage])}
         assert steps >= {2, 3, 4, 6}
-        assert 6 in utils.checkpoint_steps(runs[stage])
-        assert len(utils.checkpoint_steps(runs[stage])) <= 4
+        assert 6 in rundir.checkpoint_steps(runs[stage])
+        assert len(rundir.checkpoint_steps(runs[stage])) <= 4
 
 
 def test_progress_and_learning_rate(runs):
@@ -280,7 +286,7 @@ def test_metrics_of_a_run_that_starts_anew_are_its_own(runs, data_dir, tmp_path)
     for file in copy.glob("model.ckpt-*"):
         file.unlink()
     (copy / "result.json").unlink()
-    (copy / utils.NOTHING_SAVED).touch()  # as if it had been killed before its first checkpoint
+    (copy / rundir.NOTHING_SAVED).touch()  # as if it had been killed before its first checkpoint
     before = records(copy)
     run("split", str(copy), data_dir, basemodel=runs["group"], seed=5)
     after = records(copy)
@@ -307,22 +313,22 @@ def test_a_base_model_that_has_changed(runs, data_dir, tmp_path):
 
 def test_complete_run_whose_checkpoint_is_damaged(runs, data_dir, tmp_path):
     copy = shutil.copytree(runs["baseline"], tmp_path / "copy")
-    whole = utils.read_checkpoint(utils.find_checkpoint(str(copy)))
+    whole = rundir.read_checkpoint(rundir.find_checkpoint(str(copy)))
     os.truncate(copy / "model.ckpt-6.data-00000-of-00001", 100)
     out = run("baseline", str(copy), data_dir, lr_step_epoch="0.2,0.3")
     assert "model.ckpt-6 is torn" in out and "model.ckpt-4, step 4" in out
-    again = utils.read_checkpoint(utils.find_checkpoint(str(copy)))
+    again = rundir.read_checkpoint(rundir.find_checkpoint(str(copy)))
     np.testing.assert_array_equal(again["net/logits/fc/weights"], whole["net/logits/fc/weights"])
 
 
 def test_grouping_starts_from_the_baselines_weights(runs):
-    baseline = utils.read_checkpoint(utils.find_checkpoint(runs["baseline"]))
+    baseline = rundir.read_checkpoint(rundir.find_checkpoint(runs["baseline"]))
     flags = train.parse_flags(train_flags(
         "group", "x", "y", basemodel=runs["baseline"], bn_no_scale=True, **GROUPED
     ))  # fmt: skip
-    path = utils.find_checkpoint(runs["baseline"])
+    path = rundir.find_checkpoint(runs["baseline"])
     about = {"dataset": "synthetic", "indices_sha256": ""}
-    net, _ = start.network_from_weights(path, utils.read_checkpoint(path), flags, about)
+    net, _ = restore.network_from_weights(path, rundir.read_checkpoint(path), flags, about)
     np.testing.assert_array_equal(
         net.unit_3_0.conv_1.kernel, baseline["net/unit_3_0/conv_1/kernel"]
     )
@@ -332,19 +338,19 @@ def test_grouping_starts_from_the_baselines_weights(runs):
 def test_split_starts_as_the_masked_network(runs):
     """Validation at step 0 of stage split is that of the grouped network under --mask."""
     first = records(runs["split"])[0]
-    net, _ = resnet.from_checkpoint(utils.read_checkpoint(utils.find_checkpoint(runs["group"])))
+    net, _ = resnet.from_checkpoint(rundir.read_checkpoint(rundir.find_checkpoint(runs["group"])))
     resnet.mask(net)
     assert first["step"] == 0
     flags = utils.read_json(os.path.join(runs["split"], "config.json"))["flags"]
-    data = train.cifar100.load(flags["data_dir"], "val")
-    found = evaluation.evaluate(evaluation.predictor(net), *data, 20)
+    data = cifar100.load(flags["data_dir"], "val")
+    found = metrics.evaluate(metrics.predictor(net), *data, 20)
     assert first["val_accuracy"] == found.accuracy
     assert first["val_cross_entropy"] == pytest.approx(found.cross_entropy, rel=1e-5)
 
 
 def test_split_checkpoint_describes_itself(runs):
     tree, description = resnet.from_checkpoint(
-        utils.read_checkpoint(utils.find_checkpoint(runs["split"]))
+        rundir.read_checkpoint(rundir.find_checkpoint(runs["split"]))
     )
     assert isinstance(tree, resnet.SplitResNet) and len(list(tree.leaves())) == 4
     assert description["stage"] == "split" and description["preset"] == ""
@@ -439,12 +445,12 @@ def test_base_models_that_do_not_fit(runs, tmp_path, data_dir):
 
 
 def test_empty_group(runs, tmp_path, data_dir):
-    path = utils.find_checkpoint(runs["group"])
-    net, _ = resnet.from_checkpoint(utils.read_checkpoint(path))
+    path = rundir.find_checkpoint(runs["group"])
+    net, _ = resnet.from_checkpoint(rundir.read_checkpoint(path))
     net.alphas["q1"].assign(tf.zeros([4, 100]))
     about = {"stage": "group", "dataset": "synthetic"}
-    with utils.Run(str(tmp_path / "bad")) as bad:
-        bad.save(train.Trainer(net, train.Objective(), about).checkpoint, 6)
+    with rundir.Run(str(tmp_path / "bad")) as bad:
+        bad.save(objective.Trainer(net, objective.Objective(), about).checkpoint, 6)
     says = ["indicator q1 leaves group 1 empty", "larger gamma3"]
     refused("split", str(tmp_path / "r"), data_dir, says, basemodel=str(tmp_path / "bad"))
 
@@ -485,21 +491,21 @@ def test_non_finite_loss_names_step_and_term(tmp_path, data_dir):
         "last good checkpoint is none",
     ]
     fails("train.py", *train_flags("group", tmp_path / "r", data_dir, **flags), says=says)
-    assert not utils.checkpoint_steps(str(tmp_path / "r"))
+    assert not rundir.checkpoint_steps(str(tmp_path / "r"))
 
 
 def test_spoiled_weights_are_not_saved(tmp_path, data_dir):
     """A loss may still be finite when the update that follows it is not."""
     flags = train.parse_flags(train_flags("baseline", tmp_path, data_dir))
-    net = resnet.ResNet(start.network_config(flags))
-    trainer = train.Trainer(net, train.objective(flags), {})
-    data = {split: train.cifar100.load(data_dir, split) for split in ("train", "val")}
-    with utils.Run(str(tmp_path)) as run:
-        loop = train.Loop(flags, run, trainer, data)
+    net = resnet.ResNet(restore.network_config(flags))
+    trainer = objective.Trainer(net, objective.objective(flags), {})
+    data = {split: cifar100.load(data_dir, split) for split in ("train", "val")}
+    with rundir.Run(str(tmp_path)) as run:
+        steps = loop.Loop(flags, run, trainer, data)
         net.logits.fc.biases.assign(tf.fill([100], np.nan))
         with pytest.raises(ValueError, match="step 0: weights went first.*checkpoint is none"):
-            loop.save()
-    assert not utils.checkpoint_steps(str(tmp_path))
+            steps.save()
+    assert not rundir.checkpoint_steps(str(tmp_path))
 
 
 @pytest.fixture
@@ -509,15 +515,15 @@ def tensorboard(monkeypatch):
         module = types.ModuleType(name)
         module.image = module.scalar = None
         monkeypatch.setitem(sys.modules, name, module)
-    utils.has_summaries.cache_clear()
+    rundir.has_summaries.cache_clear()
     yield
-    utils.has_summaries.cache_clear()
+    rundir.has_summaries.cache_clear()
 
 
 def test_event_files_where_tensorboard_is_installed(tmp_path, monkeypatch, tensorboard):
     written = []
     monkeypatch.setattr(tf.summary, "scalar", lambda name, value: written.append((name, value)))
-    with utils.Run(str(tmp_path)) as run:
+    with rundir.Run(str(tmp_path)) as run:
         run.log(3, loss=1.5, group_sizes={"q1": [50, 50]})
     assert written == [("loss", 1.5)]
     assert any(name.startswith("events") for name in os.listdir(tmp_path))
@@ -576,12 +582,12 @@ def test_any_flags_give_a_valid_run_or_one_line(stage, flags):
             assert error.getvalue().count("\n") == 1 and ": error: " in error.getvalue()
             return
     assert "stray" not in flags and stage in train.STAGES
-    train.objective(parsed)
-    assert 0 < train.learning_rate(parsed, 1, 500) <= parsed.initial_lr
+    objective.objective(parsed)
+    assert 0 < objective.learning_rate(parsed, 1, 500) <= parsed.initial_lr
     if stage == "split":
         assert parsed.basemodel or parsed.checkpoint
     else:
-        config = start.network_config(parsed)
+        config = restore.network_config(parsed)
         assert (max(config.groups) > 1) == (stage == "group")
 
 

@@ -6,14 +6,16 @@ import os
 import pytest
 import tensorflow as tf
 
+import rundir
+import objective
 import utils
 
 
 def test_learning_rate_drops_at_epochs():
-    rates = [utils.stepwise(step, 10, 0.1, 0.5, [2, 3]) for step in (0, 19, 20, 29, 30, 99)]
+    rates = [objective.stepwise(step, 10, 0.1, 0.5, [2, 3]) for step in (0, 19, 20, 29, 30, 99)]
     assert rates == [0.1, 0.1, 0.05, 0.05, 0.025, 0.025]
-    assert utils.stepwise(25, 10, 0.1, 0.5, [2.55]) == 0.1
-    assert utils.stepwise(99, 10, 0.1, 0.5, []) == 0.1
+    assert objective.stepwise(25, 10, 0.1, 0.5, [2.55]) == 0.1
+    assert objective.stepwise(99, 10, 0.1, 0.5, []) == 0.1
 
 
 @pytest.mark.parametrize("text", ["True", "true", "1", "yes"])
@@ -41,13 +43,13 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
 
 def test_one_run_at_a_time(tmp_path):
     directory = str(tmp_path / "run")
-    with utils.Run(directory), pytest.raises(ValueError, match="another run is using"):
-        utils.Run(directory)
-    utils.Run(directory).close()
+    with rundir.Run(directory), pytest.raises(ValueError, match="another run is using"):
+        rundir.Run(directory)
+    rundir.Run(directory).close()
 
 
 def test_metrics_after_a_stop_end_at_the_checkpoint(tmp_path):
-    with utils.Run(str(tmp_path)) as run:
+    with rundir.Run(str(tmp_path)) as run:
         for step in (1, 2, 3):
             run.log(step, loss=1.0 / step)
         with open(run.path("metrics.jsonl"), "a") as file:
@@ -59,27 +61,27 @@ def test_metrics_after_a_stop_end_at_the_checkpoint(tmp_path):
 
 
 def test_newest_checkpoints_and_the_best_stay(tmp_path):
-    with utils.Run(str(tmp_path), keep=2) as run:
+    with rundir.Run(str(tmp_path), keep=2) as run:
         checkpoint = tf.train.Checkpoint(x=tf.Variable(1.0))
         for step, accuracy in enumerate([0.1, 0.5, 0.3, 0.5, 0.2, 0.4]):
             run.log(step, val_accuracy=accuracy)
             run.save(checkpoint, step)
         assert run.best() == (1, 0.5)
-        assert utils.checkpoint_steps(str(tmp_path)) == [1, 4, 5]
+        assert rundir.checkpoint_steps(str(tmp_path)) == [1, 4, 5]
         assert not [name for name in os.listdir(tmp_path) if "unfinished" in name]
-        assert utils.find_checkpoint(str(tmp_path)).endswith("model.ckpt-5")
-        assert utils.find_checkpoint(str(tmp_path / "model.ckpt-1.index")).endswith("ckpt-1")
-        assert utils.read_checkpoint(utils.find_checkpoint(str(tmp_path)))["x"] == 1
+        assert rundir.find_checkpoint(str(tmp_path)).endswith("model.ckpt-5")
+        assert rundir.find_checkpoint(str(tmp_path / "model.ckpt-1.index")).endswith("ckpt-1")
+        assert rundir.read_checkpoint(rundir.find_checkpoint(str(tmp_path)))["x"] == 1
 
 
 def test_checkpoint_without_its_data_does_not_count(tmp_path):
-    with utils.Run(str(tmp_path)) as run:
+    with rundir.Run(str(tmp_path)) as run:
         for step in (1, 2):
             run.save(tf.train.Checkpoint(x=tf.Variable(1.0)), step)
     os.remove(tmp_path / "model.ckpt-2.data-00000-of-00001")
-    assert utils.checkpoint_steps(str(tmp_path)) == [1]
+    assert rundir.checkpoint_steps(str(tmp_path)) == [1]
     with pytest.raises(ValueError, match="no checkpoint"):
-        utils.find_checkpoint(str(tmp_path / "model.ckpt-2"))
+        rundir.find_checkpoint(str(tmp_path / "model.ckpt-2"))
 
 
 def test_flag_mistakes_are_one_line(capsys):

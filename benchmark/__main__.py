@@ -18,25 +18,18 @@ import importlib.util
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
-import utils  # isort: skip, it quiets TensorFlow's start
-import numpy as np
-import tensorflow as tf
-
-import cifar100
-import evaluation
-import grouping
-import peers
-import placement
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 import resnet
-import train
-from contenders import Contender, race
+import restore
+import rundir
+import utils
+from benchmark import cases, frameworks
+from benchmark.timing import TimedProcess, compare
+from utils import tf
 
 PARTS = ("parallel", "training", "pipeline")
-PLACED = {"horizontal": placement.Horizontal, "vertical": placement.Vertical}
 # The paper's Table 5: (row, groups, devices, placement, the paper's speed-up if it has one). The
 # first is what the others are compared with; "dense" has no groups.
 ROWS = [
@@ -59,7 +52,6 @@ ROWS = [
 ]
 # (stage, dropout_keep_prob): the first is what the others are compared with.
 STEPS = [("baseline", 1.0), ("group", 1.0), ("group", 0.5), ("split", 1.0)]
-NUM_IMAGES = 10000  # made up, for the pipeline
 READY = 10  # batches at most that the pipeline holds ready when the first step is compiled
 
 
@@ -88,7 +80,11 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     flags = parser.parse_args(argv)
     flags.k = int(flags.k) if flags.k == int(flags.k) else flags.k
-    for name, known in [("only", PARTS), ("precision", evaluation.DTYPES), ("peer", peers.STEPS)]:
+    for name, known in [
+        ("only", PARTS),
+        ("precision", utils.PRECISIONS),
+        ("peer", frameworks.STEPS),
+    ]:
         given = [word for word in getattr(flags, name).split(",") if word]
         if set(given) - set(known) or (name == "precision" and not given):
             parser.error(f"--{name} takes {', '.join(known)}, got {getattr(flags, name)!r}")
@@ -104,42 +100,13 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--peer torch needs PyTorch: pip install torch")
     try:
         for _, groups, *_ in ROWS if "parallel" in flags.only else []:
-            _config(flags.k, groups)
+            cases.network_config(flags.k, groups)
     except ValueError as error:
         parser.error(f"--k {flags.k} is too small for the table: {error}")
     return flags
 
 
 # ---------------------------------------------------------------- parallel inference
-
-
-def _config(k: float, groups: str) -> resnet.NetworkConfig:
-    numbers = (1, 1, 1) if groups == "dense" else tuple(map(int, groups.split("-")))
-    return resnet.NetworkConfig(k=k, groups=numbers)
-
-
-def make_inference(net, devices, how, precision, batch_size):
-    """`net` is a number k with groups, such as (8, '2-2-2'), or the path of a tree."""
-    devices = placement.find_devices(devices)
-    if isinstance(net, str):
-        net = evaluation.load_network(net, utils.read_checkpoint(net))[0]
-    else:
-        config = _config(*net)
-        net = resnet.equal_tree(config) if max(config.groups) > 1 else resnet.ResNet(config)
-    flops = resnet.count(net)[1]
-    placed = PLACED[how](net, devices) if how in PLACED else placement.place(net, devices, how)
-    predict = evaluation.predictor(placed, precision)
-    images, labels = (tf.constant(x) for x in peers.random_batch(batch_size))
-
-    def step():
-        predict(images, labels)[1].numpy()
-
-    return step, {
-        "groups": grouping.format_groups(net.config.groups),
-        "flops": flops,
-        "device_flops": getattr(placed, "device_flops", [flops]),
-        "devices": devices,
-    }
 
 
 def parallel(flags: argparse.Namespace) -> Iterator[dict]:
@@ -154,24 +121,26 @@ def parallel(flags: argparse.Namespace) -> Iterator[dict]:
             ("Given", path, number, how, None) for row, _, number, how, _ in ROWS if row == "Deep"
         ]
 
-    def contender(net, number, how, precision):
+    def timed(net, number, how, precision):
         used = devices[:number]
         # One thread an operation makes a core of each logical CPU device.
         threads = None if "GPU" in used[0].upper() else (1, number)
-        return Contender(make_inference, net, used, how, precision, batch_size, threads=threads)
+        return TimedProcess(
+            cases.make_inference, net, used, how, precision, batch_size, threads=threads
+        )
 
     for precision in flags.precision:
-        with contender(*rows[0][1:4], precision) as baseline:
+        with timed(*rows[0][1:4], precision) as baseline:
             for row, net, number, how, paper in rows:
                 if number > len(devices):
                     print(f"{row} needs {number} devices: left out")
                     continue
-                with contender(net, number, how, precision) as other:
-                    measured, told = race(baseline, other, flags.repeats), other.told()
-                used = told["devices"]
+                with timed(net, number, how, precision) as other:
+                    measured, stats = compare(baseline, other, flags.repeats), other.stats()
+                used = stats["devices"]
                 yield {
                     "row": row,
-                    "groups": told["groups"],
+                    "groups": stats["groups"],
                     "devices": number,
                     "placement": how,
                     "precision": precision,
@@ -179,24 +148,24 @@ def parallel(flags: argparse.Namespace) -> Iterator[dict]:
                     "seconds": measured["seconds"],
                     "images_per_second": batch_size / measured["seconds"],
                     "speedup": measured["speedup"],
-                    "ideal_speedup": baseline.about["flops"] / max(told["device_flops"]),
+                    "ideal_speedup": baseline.about["flops"] / max(stats["device_flops"]),
                     "paper_speedup": paper,
-                    "device_memory": _of_a_device(told, used),
+                    "device_memory": memory_per_device(stats, used),
                 }
 
 
-def _of_a_device(told: dict, devices: Sequence[str]) -> float:
+def memory_per_device(stats: dict, devices: Sequence[str]) -> float:
     """Peak bytes of a device: logical CPU devices share what the process has beyond an idle one."""
     if "GPU" in devices[0]:
-        return told["peak_memory"]
-    return (told["peak_memory"] - told["idle_memory"]) / len(devices)
+        return stats["peak_memory"]
+    return (stats["peak_memory"] - stats["idle_memory"]) / len(devices)
 
 
 def _tree_checkpoint(flags: argparse.Namespace) -> str:
     """Path of --checkpoint, which must be a tree of the width that the table is of."""
-    path = utils.find_checkpoint(flags.checkpoint)
-    net = evaluation.load_network(path, utils.read_checkpoint(path))[0]
-    dense = _config(flags.k, "dense").name
+    path = rundir.find_checkpoint(flags.checkpoint)
+    net = restore.load_network(path)[0]
+    dense = cases.network_config(flags.k, "dense").name
     if not isinstance(net, resnet.SplitResNet) or net.config.name != dense:
         raise ValueError(
             f"{path} is no tree of a {dense}, which the table compares with: name one that "
@@ -208,31 +177,15 @@ def _tree_checkpoint(flags: argparse.Namespace) -> str:
 # ---------------------------------------------------------------- training
 
 
-def make_training(stage, keep_prob, k, precision, batch_size):
-    """A step of a stage, with the regularizers and metrics that it has in train.py."""
-    config = resnet.NetworkConfig(
-        k=k, groups=(1, 1, 1) if stage == "baseline" else (2, 2, 2), dropout_keep_prob=keep_prob
-    )
-    net = resnet.equal_tree(config) if stage == "split" else resnet.ResNet(config)
-    trainer = train.Trainer(net, train.Objective(precision=precision), {})
-    images, labels = (tf.constant(x) for x in peers.random_batch(batch_size))
-    rate = tf.constant(peers.LEARNING_RATE)
-
-    def step():
-        trainer.step(images, labels, rate).numpy()
-
-    return step, {}
-
-
 def training(flags: argparse.Namespace) -> Iterator[dict]:
     """A row for each of STEPS; `relative` is its time in units of the first."""
     batch_size = flags.batch_size or 90
     for precision in flags.precision:
         how = (flags.k, precision, batch_size)
-        with Contender(make_training, *STEPS[0], *how) as baseline:
+        with TimedProcess(cases.make_training, *STEPS[0], *how) as baseline:
             for stage, keep_prob in STEPS:
-                with Contender(make_training, stage, keep_prob, *how) as other:
-                    measured, told = race(baseline, other, flags.repeats), other.told()
+                with TimedProcess(cases.make_training, stage, keep_prob, *how) as other:
+                    measured, stats = compare(baseline, other, flags.repeats), other.stats()
                 yield {
                     "stage": stage,
                     "dropout_keep_prob": keep_prob,
@@ -241,8 +194,8 @@ def training(flags: argparse.Namespace) -> Iterator[dict]:
                     "batch_size": batch_size,
                     "seconds_per_step": measured["seconds"],
                     "relative": 1 / measured["speedup"],
-                    "first_step_seconds": told["first_step_seconds"],
-                    "peak_memory": told["peak_memory"],
+                    "first_step_seconds": stats["first_step_seconds"],
+                    "peak_memory": stats["peak_memory"],
                 }
 
 
@@ -253,11 +206,11 @@ def compare_peers(flags: argparse.Namespace) -> Iterator[dict]:
         how = (flags.k, precision, batch_size)
         for peer in flags.peer:
             with (
-                Contender(make_training, *STEPS[0], *how) as ours,
-                Contender(peers.make, peer, *how) as theirs,
+                TimedProcess(cases.make_training, *STEPS[0], *how) as ours,
+                TimedProcess(frameworks.make, peer, *how) as theirs,
             ):
-                measured = race(ours, theirs, flags.repeats)
-                told = theirs.told(), ours.told()
+                measured = compare(ours, theirs, flags.repeats)
+                stats = theirs.stats(), ours.stats()
             yield {
                 "peer": peer,
                 "k": flags.k,
@@ -266,66 +219,27 @@ def compare_peers(flags: argparse.Namespace) -> Iterator[dict]:
                 "seconds_per_step": measured["seconds"],
                 "our_seconds_per_step": measured["baseline_seconds"],
                 "relative": measured["speedup"],
-                "peak_memory": told[0]["peak_memory"],
-                "our_peak_memory": told[1]["peak_memory"],
+                "peak_memory": stats[0]["peak_memory"],
+                "our_peak_memory": stats[1]["peak_memory"],
             }
 
 
 # ---------------------------------------------------------------- the input pipeline
 
 
-def _made_up_batches(batch_size: int):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (NUM_IMAGES, 32, 32, 3), np.uint8)
-    labels = rng.integers(0, cifar100.NUM_CLASSES, NUM_IMAGES).astype(np.int32)
-    return iter(cifar100.training_batches(images, labels, batch_size, seed=0))
-
-
-def make_pipeline(batch_size, batches_per_step):
-    """Nothing but batches, on one core."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    batches = _made_up_batches(batch_size)
-
-    def step():
-        for _ in range(batches_per_step):
-            next(batches)
-
-    return step, {}
-
-
-def make_fed_training(k, precision, batch_size):
-    """Steps of stage group on batches of the pipeline; tells how much of its time it waited."""
-    trainer = train.Trainer(
-        resnet.ResNet(resnet.NetworkConfig(k=k, groups=(2, 2, 2))),
-        train.Objective(precision=precision),
-        {},
-    )
-    batches, rate = _made_up_batches(batch_size), tf.constant(peers.LEARNING_RATE)
-    about = {"waits": [], "steps": []}
-
-    def step():
-        start = time.perf_counter()
-        images, labels = next(batches)
-        about["waits"].append(time.perf_counter() - start)
-        trainer.step(images, labels, rate).numpy()
-        about["steps"].append(time.perf_counter() - start)
-
-    return step, about
-
-
 def pipeline(flags: argparse.Namespace) -> dict:
     """Images a second on one core, and the share of a training step that is waiting for them."""
     batch_size, batches = flags.batch_size or 90, 20
-    with Contender(make_pipeline, batch_size, batches, threads=(1, 1)) as alone:
+    with TimedProcess(cases.make_pipeline, batch_size, batches, threads=(1, 1)) as alone:
         seconds = statistics.median(alone.seconds() for _ in range(flags.repeats))
-    with Contender(make_fed_training, flags.k, flags.precision[0], batch_size) as fed:
+    with TimedProcess(cases.make_fed_training, flags.k, flags.precision[0], batch_size) as fed:
         for _ in range(READY + flags.repeats):
             fed.seconds()
-        told = fed.told()
+        stats = fed.stats()
     measured = slice(-flags.repeats, None)
     return {
         "images_per_second_per_core": batches * batch_size / seconds,
-        "wait_share": sum(told["waits"][measured]) / sum(told["steps"][measured]),
+        "wait_share": sum(stats["waits"][measured]) / sum(stats["steps"][measured]),
         "k": flags.k,
         "precision": flags.precision[0],
         "batch_size": batch_size,
@@ -396,10 +310,10 @@ def _measure(title: str, rows: Iterator[dict], columns: dict) -> list[dict]:
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
     utils.check_file(flags.output_file, "output_file")
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # contenders share the GPUs
-    name, cores = f"WRN-16-{flags.k:g}", utils.num_cores()
-    print(f"{name} on {utils.hardware()}; medians of {flags.repeats} turns\n", flush=True)
-    results = {"hardware": utils.hardware(), "versions": utils.versions()}
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # processes share the GPUs
+    name, cores = f"WRN-16-{flags.k:g}", rundir.num_cores()
+    print(f"{name} on {rundir.hardware()}; medians of {flags.repeats} turns\n", flush=True)
+    results = {"hardware": rundir.hardware(), "versions": rundir.versions()}
     results |= {"parallel": [], "training": [], "pipeline": {}, "peers": []}
     if "parallel" in flags.only:
         title = f"Inference of {name}"

@@ -1,4 +1,4 @@
-"""Processes of their own for what benchmark.py times: each loads nothing but what it runs.
+"""Processes of their own for what the benchmark times: each loads nothing but what it runs.
 
 multiprocessing.Process would import the main module in each, and so TensorFlow beside PyTorch,
 whose peak memory would then be that of both.
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 
 
-class Contender:
+class TimedProcess:
     """Something that is timed again and again, in a process of its own.
 
     Args:
@@ -38,7 +38,7 @@ class Contender:
         )
         theirs.close()
         try:
-            self.about = self._ask((_module(make), make.__name__, args, threads))
+            self.about = self._ask((make.__module__, make.__name__, args, threads))
         except BaseException:
             self.__exit__()
             raise
@@ -60,11 +60,11 @@ class Contender:
         """Time of one step."""
         return self._ask("step")
 
-    def told(self) -> dict:
+    def stats(self) -> dict:
         """What there is to tell by now: `about`, and the peak memory in bytes."""
         return self._ask("tell")
 
-    def __enter__(self) -> Contender:
+    def __enter__(self) -> TimedProcess:
         return self
 
     def __exit__(self, *_) -> None:
@@ -76,36 +76,30 @@ class Contender:
             self._process.wait()
 
 
-def race(ours: Contender, other: Contender, repeats: int) -> dict[str, float]:
-    """Turns of both: medians of their seconds and of ours / other, turn by turn."""
-    turns = [(ours.seconds(), other.seconds()) for _ in range(repeats)]
+def compare(baseline: TimedProcess, other: TimedProcess, repeats: int) -> dict[str, float]:
+    """Turns of both: medians of their seconds and of baseline / other, turn by turn."""
+    turns = [(baseline.seconds(), other.seconds()) for _ in range(repeats)]
     return {
-        "seconds": statistics.median(theirs for _, theirs in turns),
-        "baseline_seconds": statistics.median(mine for mine, _ in turns),
-        "speedup": statistics.median(mine / theirs for mine, theirs in turns),
+        "seconds": statistics.median(of_other for _, of_other in turns),
+        "baseline_seconds": statistics.median(of_baseline for of_baseline, _ in turns),
+        "speedup": statistics.median(of_baseline / of_other for of_baseline, of_other in turns),
     }
-
-
-def _module(make: Callable) -> str:
-    """Where another process finds a function, also one of the script that runs."""
-    if make.__module__ == "__main__":
-        return os.path.splitext(os.path.basename(sys.modules["__main__"].__file__))[0]
-    return make.__module__
 
 
 # ---------------------------------------------------------------- the other side
 
 
 def main() -> None:
-    """The process of a contender; it ends when the other side closes the pipe."""
+    """The timed process; it ends when the other side closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other side's to answer
     pipe = multiprocessing.connection.Connection(int(sys.argv[1]))
     try:
         module, name, args, threads = pipe.recv()
-        sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for PYTHONSAFEPATH
+        here = os.path.dirname(os.path.realpath(__file__))
+        sys.path[:] = [os.path.dirname(here), *(path for path in sys.path if path != here)]
         make = getattr(importlib.import_module(module), name)
         if threads:
-            import tensorflow as tf
+            from utils import tf
 
             tf.config.threading.set_intra_op_parallelism_threads(threads[0])
             tf.config.threading.set_inter_op_parallelism_threads(threads[1])
@@ -141,7 +135,7 @@ def _peak_on_gpus(devices: Sequence[str] | None) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    import tensorflow as tf
+    from utils import tf
 
     if devices is None:
         devices = [f"/GPU:{n}" for n in range(len(tf.config.list_physical_devices("GPU")))]

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-import tensorflow as tf
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 import grouping
 import resnet
+from utils import tf
 
 matplotlib.rcParams.update({
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110,

@@ -1,11 +1,11 @@
 """What was learned, as a page and in words.
 
-    python report.py runs/cpu        a pipeline: group/ and split/ below it
-    python report.py runs/baseline   a single run
+    python -m report runs/cpu        a pipeline: group/ and split/ below it
+    python -m report runs/baseline   a single run
 
 writes report.html into that folder, one self-contained page, and its pictures into report/. The
 words also need what eval.py wrote: split/eval, and group/eval and group/eval_mask, or the same of
-the validation images (eval_val, eval_mask_val), which is what table.sh writes.
+the validation images (eval_val, eval_mask_val), which is what experiments/run.sh writes.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
-import utils  # isort: skip, it quiets TensorFlow's start
 import numpy as np
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 import cifar100
-import class_groups
-import evaluation
 import grouping
-import pictures
+import metrics
 import resnet
+import restore
+import rundir
+import utils
+from report import figures
 
 NAMES = ("grouped", "cut", "tree")
 RESULTS = (  # their folders of eval.py: of the test images, or the first two of validation images
@@ -131,11 +132,11 @@ def read_network(run: str, data: dict, data_dir: str):
         ValueError: the checkpoint is damaged, lacks a file, or is of another data set than the one
             in `data_dir`.
     """
-    if not utils.checkpoint_steps(run) and not utils.half_checkpoints(run):
+    if not rundir.checkpoint_steps(run) and not rundir.half_checkpoints(run):
         return None
-    path = utils.find_checkpoint(run)
-    net, description = evaluation.load_network(path, utils.read_checkpoint(path))
-    evaluation.check_dataset(path, description, data, data_dir, split="test")
+    path = rundir.find_checkpoint(run)
+    net, description = restore.load_network(path)
+    restore.check_dataset(path, description, data, data_dir, split="test")
     return net
 
 
@@ -145,37 +146,37 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
     stages = [stage for stage in stages if os.path.isdir(stage)] or [run]
     tree, evaluated, older = None, None, ""
     for stage in stages:
-        name, metrics = os.path.basename(os.path.abspath(stage)), utils.read_metrics(stage)
+        name, records = os.path.basename(os.path.abspath(stage)), rundir.read_metrics(stage)
         net = read_network(stage, data, data_dir)
-        if any("loss" in record for record in metrics):
+        if any("loss" in record for record in records):
             text = "Grey lines mark where the learning rate drops."
-            yield f"{name}_curves", f"Learning: {name}", text, pictures.learning_curves(metrics)
-        if any("group_sizes" in record for record in metrics):
+            yield f"{name}_curves", f"Learning: {name}", text, figures.learning_curves(records)
+        if any("group_sizes" in record for record in records):
             text = (
                 "1 is decided, 1 / groups is uniform. Before the cut all should be near 1, and the "
                 "weights between groups gone."
             )
-            yield "sharpness", "How the groups became sharp", text, pictures.sharpness(metrics)
+            yield "sharpness", "How the groups became sharp", text, figures.sharpness(records)
         if isinstance(net, resnet.ResNet) and max(net.config.groups) > 1 and _can_be_cut(net):
             text = (
                 "Mean size of the weights that join an input (row) and an output (column): as the "
                 "layer has them, sorted by group, and after the cut (the paper's Figure 3)."
             )
-            yield "weights", "Weights between and within groups", text, pictures.weights(net)
+            yield "weights", "Weights between and within groups", text, figures.weights(net)
         if isinstance(net, resnet.SplitResNet):
             tree = net
         result = os.path.join(stage, "eval", "result.json")
         if os.path.exists(result):
             evaluated = utils.read_json(result)
-            evaluation.check_dataset(result, evaluated, data, data_dir, split="test")
-            step, newest = evaluated["step"], max(utils.checkpoint_steps(stage), default=0)
+            restore.check_dataset(result, evaluated, data, data_dir, split="test")
+            step, newest = evaluated["step"], max(rundir.checkpoint_steps(stage), default=0)
             older = f" Of step {step:,}; by now there is {newest:,}: run eval.py again."
             older = older if step < newest else ""
     if tree is not None:
         text = (
             "Each box is a branch with its own weights; behind a leaf, the classes it tells apart."
         )
-        yield "tree", "The tree", text, pictures.tree(tree, data)
+        yield "tree", "The tree", text, figures.tree(tree, data)
         yield from _group_sections(tree, data, data_dir)
     if evaluated:
         groups = [g for g in evaluated["group_classes"] if g]
@@ -184,7 +185,7 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
             "confusion",
             "Confusions",
             _confusions(matrix, groups) + older,
-            pictures.confusion(matrix, groups),
+            figures.confusion(matrix, groups),
         )
 
 
@@ -197,33 +198,33 @@ def _can_be_cut(net: resnet.ResNet) -> bool:
 
 def _group_sections(tree: resnet.SplitResNet, data: dict, data_dir: str):
     groups = [classes.tolist() for classes in resnet.class_groups(tree)]
-    of = data["superclass_of_class"]
+    superclass_of = data["superclass_of_class"]
     words = []
     for name, measure in [
-        ("of the pairs of classes of one superclass are together", class_groups.pairs_together),
-        ("is the superclasses' purity (the largest share in one group)", class_groups.purity),
+        ("of the pairs of classes of one superclass are together", metrics.pairs_together),
+        ("is the superclasses' purity (the largest share in one group)", metrics.purity),
     ]:
-        mean, deviation = class_groups.by_chance(measure, groups, of)
-        value = measure(groups, of)
+        mean, deviation = metrics.by_chance(measure, groups, superclass_of)
+        value = measure(groups, superclass_of)
         words.append(
             f"{value:.2f} {name}; random groups of these sizes give {mean:.2f}, standard deviation "
             f"{deviation:.3f}"
             + (f": {(value - mean) / deviation:.1f} deviations above chance." if deviation else ".")
         )
-    figure = pictures.superclasses(groups, data)
+    figure = figures.superclasses(groups, data)
     yield "superclasses", "Groups and superclasses", " ".join(words), figure
     images, labels = cifar100.load(data_dir, "test")
     text = "A test image of some classes of each group."
-    yield "samples", "Classes of each group", text, pictures.samples(groups, images, labels, data)
+    yield "samples", "Classes of each group", text, figures.samples(groups, images, labels, data)
 
 
 def _confusions(matrix: np.ndarray, groups: Sequence[Sequence[int]]) -> str:
     """How often what is wrong is at least in the right group."""
-    inside, between = class_groups.mistakes(matrix, groups)
+    inside, between = metrics.mistakes(matrix, groups)
     wrong = inside + between
     if len(groups) < 2:
         return f"{wrong:,} mistakes."
-    chance = class_groups.chance_together(groups)
+    chance = metrics.chance_together(groups)
     return (
         f"Of {wrong:,} mistakes {inside / max(wrong, 1):.0%} stay within the group; at random it "
         f"would be {chance:.0%}. Lines divide the groups."

@@ -1,27 +1,26 @@
 #!/usr/bin/env bash
 # One row of the paper's CIFAR-100 tables: train, cut, finetune, evaluate. Every row has the same
-# number of epochs, and rows that share a stage share its run. ./table.sh alone lists the rows.
-#   PRESET=cpu SEED=1 RUNS=runs/try/seed1 ./table.sh deep_2-2-2 --l2_weight 2e-4
+# number of epochs, and rows that share a stage share its run. experiments/run.sh alone lists them.
+#   PRESET=cpu SEED=1 RUNS=runs/try/seed1 experiments/run.sh deep_2-2-2 --l2_weight 2e-4
 # Flags after the row go to every training (train.py) that knows them. PRESET, SEED, DATA_DIR, RUNS
-# and K, another width than the preset's, are variables. `python table.py` makes the table.
+# and K, another width than the preset's, are variables. `python -m experiments.tables` makes tables.
 [ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
 set -euo pipefail
 # The checkout: where this file is, or where its copy, which batch systems run, was submitted.
 SCRIPT=$(command readlink -f "${BASH_SOURCE[0]-}" 2>/dev/null || echo "$0") # old macOS has no -f
-for HERE in "$(command dirname "$SCRIPT")" "${SLURM_SUBMIT_DIR-}" "${PBS_O_WORKDIR-}" \
+for HERE in "$(command dirname "$SCRIPT")/.." "${SLURM_SUBMIT_DIR-}" "${PBS_O_WORKDIR-}" \
     "${SGE_O_WORKDIR-}" "${LSB_SUBCWD-}" "${LS_SUBCWD-}" "$PWD" ''; do
-    if [ -f "$HERE/environment.sh" ] && [ -f "$HERE/split.sh" ]; then break; fi
+    if [ -f "$HERE/presets.sh" ] && [ -f "$HERE/split.sh" ]; then break; fi
 done
 [ -n "$HERE" ] || { echo "${0##*/}: error: no checkout: cd into it and submit there" >&2; exit 2; }
-# shellcheck source=environment.sh
-source "$HERE/environment.sh"
+# shellcheck source=presets.sh
+source "$HERE/presets.sh"
 
 export PRESET=${PRESET:-paper}
 export DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 SEED=${SEED:-0}
 RUNS=${RUNS:-$HERE/runs/$PRESET/table/seed$SEED}
-# shellcheck source=presets.sh
-source "$HERE/presets.sh"
+use_preset "$PRESET"
 find_python
 export PYTHON
 
@@ -111,7 +110,11 @@ split_row() { # ROW FLAG ...
         # Nothing happens to it where another row has trained it, with the same flags.
         base=$RUNS/shared/$shared$(tr -cs '[:alnum:].=_-' _ <<<"$*" | sed 's/_$//')
         first "$base" --dropout_keep_prob "$keep" "$@"
-        groups+=(--groups "$kind")
+        mkdir -p "$RUNS/$row"
+        local -a make=("$kind" --groups "${split#*_}" --data_dir "$DATA_DIR" --seed "$SEED")
+        [ $kind != clustering ] || make+=(--basemodel "$base")
+        "$PYTHON" "$HERE/experiments/variants.py" "${make[@]}" --output_file "$RUNS/$row/$kind.json"
+        groups+=(--groups "$RUNS/$row/$kind.json")
     fi
     BASEMODEL=$base TRAIN_DIR=$RUNS/$row/split \
         bash "$HERE/split.sh" --seed "$SEED" "${groups[@]}" "$@"
@@ -141,11 +144,11 @@ shift
 for word in "$@"; do
     case $ROW/${word%%=*} in
     */--data_dir | */--seed | */--preset | */--train_dir)
-        echo "table.sh: error: set DATA_DIR, SEED, PRESET or RUNS instead of ${word%%=*}" >&2
+        echo "run.sh: error: set DATA_DIR, SEED, PRESET or RUNS instead of ${word%%=*}" >&2
         exit 2
         ;;
     */--stage | */--basemodel | */--checkpoint | */--ngroups? | */--groups | narrow/--k)
-        echo "table.sh: error: the row says what ${word%%=*} would: leave it out" >&2
+        echo "run.sh: error: the row says what ${word%%=*} would: leave it out" >&2
         exit 2
         ;;
     esac
@@ -158,7 +161,7 @@ case " $SPLITS " in
     baseline_dropout) whole "$RUNS/$ROW" --dropout_keep_prob "$DROPOUT" "$@" ;;
     narrow) whole "$RUNS/$ROW" --k "$K_NARROW" "$@" ;;
     *)
-        echo "table.sh: error: there is no row '$ROW'; these are:" >&2
+        echo "run.sh: error: there is no row '$ROW'; these are:" >&2
         list_rows >&2
         exit 2
         ;;

@@ -1,6 +1,6 @@
 """The same Wide ResNet in plain Keras and in plain PyTorch, as their users would write it.
 
-`benchmark.py --peer` times a training step of these against ours. Each function returns
+`python -m benchmark --peer` times a training step of these against ours. Each function returns
 `step()`, which makes one update on a fixed random batch and waits for it: cross entropy plus
 weight decay, SGD with momentum 0.9. PyTorch is optional (tested: torch 2.13, CPU).
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-import runtime
+from utils import surroundings
 
 LEARNING_RATE, MOMENTUM, L2_WEIGHT = 0.1, 0.9, 1e-4
 NUM_CLASSES = 100
@@ -26,7 +26,7 @@ def random_batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def keras_step(k: float, batch_size: int, precision: str) -> Callable[[], None]:
     """`keras.layers`, `model.compile`, `train_on_batch`: WRN-16-k."""
-    with runtime.surroundings():  # with oneDNN, as ours; Keras on TensorFlow
+    with surroundings():  # with oneDNN, as ours; Keras on TensorFlow
         import keras
         from keras import layers
 
@@ -137,5 +137,5 @@ STEPS = {"keras": keras_step, "torch": torch_step}
 
 
 def make(name: str, k: float, precision: str, batch_size: int) -> tuple[Callable[[], None], dict]:
-    """The step of a peer, and nothing to tell, for `contenders.Contender`."""
+    """The step of a framework, and nothing to tell, for `timing.TimedProcess`."""
     return STEPS[name](k, batch_size, precision), {}

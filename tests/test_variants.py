@@ -1,16 +1,19 @@
 """Given class groups: semantic, clustering, random; features in proportion; trees of baselines."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import fails, inside, train_flags
 
-import class_groups
+from experiments import variants
 import grouping
 import resnet
+import restore
 import utils
 
 DATA = {
-    "superclass_names": sorted(class_groups.SEMANTIC_ORDER),
+    "superclass_names": sorted(variants.SEMANTIC_ORDER),
     "superclass_of_class": np.random.default_rng(0).permutation(np.repeat(np.arange(20), 5)),
 }
 
@@ -22,7 +25,7 @@ def check(groups, number, num_classes=100):
 
 @pytest.mark.parametrize("number, sizes", [(2, [50, 50]), (3, [35, 35, 30]), (4, [25] * 4)])
 def test_semantic_groups_hold_whole_superclasses(number, sizes):
-    groups = class_groups.semantic(number, DATA)
+    groups = variants.semantic(number, DATA)
     check(groups, number)
     assert [len(group) for group in groups] == sizes
     supers = [set(DATA["superclass_of_class"][group]) for group in groups]
@@ -33,17 +36,17 @@ def test_semantic_groups_hold_whole_superclasses(number, sizes):
 
 def test_semantic_groups_of_another_data_set():
     data = DATA | {"superclass_names": [f"super{i}" for i in range(20)]}
-    groups = class_groups.semantic(2, data)
+    groups = variants.semantic(2, data)
     assert set(DATA["superclass_of_class"][groups[0]]) == set(range(10))
     with pytest.raises(ValueError, match="20 superclasses"):
-        class_groups.semantic(21, data)
+        variants.semantic(21, data)
 
 
 def test_random_groups_are_equal_and_drawn_from_the_seed():
-    groups = class_groups.random(3, 100, seed=1)
+    groups = variants.random(3, 100, seed=1)
     check(groups, 3)
     assert [len(group) for group in groups] == [34, 33, 33]
-    again, other = class_groups.random(3, 100, seed=1), class_groups.random(3, 100, seed=2)
+    again, other = variants.random(3, 100, seed=1), variants.random(3, 100, seed=2)
     assert all(np.array_equal(a, b) for a, b in zip(groups, again, strict=True))
     assert not np.array_equal(groups[0], other[0])
 
@@ -57,7 +60,7 @@ def test_clustering_finds_the_groups_of_a_classifier():
     basis[3] += 0.8 * basis[2]
     kind = rng.integers(0, 4, 100)
     classifier = (basis[kind] + 0.05 * rng.normal(size=(100, 64))).T
-    groups = class_groups.clustering((2, 4, 4), classifier, seed=0)
+    groups = variants.clustering((2, 4, 4), classifier, seed=0)
     check(groups, 4)
     found = [set(kind[group]) for group in groups]
     assert all(len(kinds) == 1 for kinds in found)
@@ -65,11 +68,11 @@ def test_clustering_finds_the_groups_of_a_classifier():
         frozenset({0, 1}), frozenset({2, 3})
     }  # fmt: skip
     # In 2-3-4 the first three groups are of one branch: two of them are divided a second time.
-    groups = class_groups.clustering((2, 3, 4), classifier, seed=0)
+    groups = variants.clustering((2, 3, 4), classifier, seed=0)
     halves = set(kind[np.concatenate(groups[:3])]), set(kind[groups[3]])
     assert set(map(frozenset, halves)) == {frozenset({0, 1}), frozenset({2, 3})}
     for shape in [(1, 1, 4), (2, 2, 2), (3, 3, 3), (1, 2, 4), (2, 3, 4), (2, 3, 5)]:
-        check(class_groups.clustering(shape, classifier, seed=0), shape[2])
+        check(variants.clustering(shape, classifier, seed=0), shape[2])
 
 
 @pytest.mark.parametrize(
@@ -98,78 +101,104 @@ def test_features_are_shared_out_in_proportion_to_classes(groups, k):
     resnet.SplitResNet(config, assignment)  # which accepts it
 
 
-@pytest.mark.parametrize("kind", class_groups.KINDS)
+def write_variant(kind, folder, data_dir, *flags):
+    """A file of groups, by the command."""
+    file = folder / f"{kind}.json"
+    words = [kind, "--data_dir", data_dir, "--output_file", file, *flags]
+    status, _, error = inside("experiments/variants.py", *words)
+    assert status == 0, error
+    return file
+
+
+@pytest.mark.parametrize("kind", variants.KINDS)
 def test_a_baseline_is_cut_into_given_groups(kind, data_dir, tmp_path):
     if kind == "clustering":
         pytest.importorskip("sklearn")
     base = tmp_path / "baseline"
     status, _, error = inside("train.py", *train_flags("baseline", base, data_dir, max_steps=2))
     assert status == 0, error
-    flags = {"ngroups1": 4, "ngroups2": 4, "ngroups3": 2, "basemodel": base, "groups": kind}
-    for steps in (2, 4):  # and goes on
-        run = train_flags("split", tmp_path / kind, data_dir, max_steps=steps, seed=3, **flags)
+    flags = ["--groups", "2-4-4", "--seed", 3]
+    flags += ["--basemodel", base] if kind == "clustering" else []
+    file = write_variant(kind, tmp_path, data_dir, *flags)
+    flags = {"ngroups1": 4, "ngroups2": 4, "ngroups3": 2, "basemodel": base, "groups": file}
+    for steps in (2, 4, 4):  # and goes on, and is complete
+        run = train_flags("split", tmp_path / kind, data_dir, max_steps=steps, **flags)
         status, _, error = inside("train.py", *run)
         assert status == 0, error
     result = utils.read_json(tmp_path / kind / "result.json")
     assert result["groups"] == "2-4-4" and result["class_groups"] == kind
     check([np.array(group) for group in result["group_classes"]], 4)
     if kind == "random":
-        expected = class_groups.random(4, 100, seed=3)
+        expected = variants.random(4, 100, seed=3)
         assert result["group_classes"] == [group.tolist() for group in expected]
-        other = train_flags("split", tmp_path / kind, data_dir, max_steps=6, seed=4, **flags)
-        fails("train.py", *other, says="is of groups random --seed 3, not random --seed 4")
     # Whose groups they are does not change with the flags of a later start.
-    others = flags | {"groups": "semantic" if kind == "random" else "random"}
-    other = train_flags("split", tmp_path / kind, data_dir, max_steps=6, seed=3, **others)
-    fails("train.py", *other, says=f"is of groups {kind}")
+    numbers = [[*range(c, 100, 4)] for c in range(4)]
+    (tmp_path / "other.json").write_text(json.dumps(numbers))
+    for steps in (4, 6):
+        others = flags | {"groups": tmp_path / "other.json", "max_steps": steps}
+        other = train_flags("split", tmp_path / kind, data_dir, **others)
+        fails("train.py", *other, says="is of other groups than those in")
     for base, to in ((flags["basemodel"], tmp_path / kind), (tmp_path / kind, tmp_path / "on")):
-        on = train_flags("split", to, data_dir, max_steps=6, seed=3, basemodel=base)
+        on = train_flags("split", to, data_dir, max_steps=6, basemodel=base)
         status, _, error = inside("train.py", *on)
         assert status == 0, error
         assert utils.read_json(to / "result.json")["class_groups"] == kind
 
 
-def test_what_groups_mean_counted_by_hand():
-    of = [0, 0, 0, 1, 1, 1]  # three pairs each
-    groups = [[0, 1, 3], [2, 4, 5]]
-    assert class_groups.pairs_together(groups, of) == pytest.approx(2 / 6)
-    assert class_groups.purity(groups, of) == pytest.approx(2 / 3)
-    assert class_groups.chance_together(groups) == pytest.approx(6 / 15)
-    for whole in ([[0, 1, 2], [3, 4, 5]], [[0, 1, 2, 3, 4, 5]]):
-        assert class_groups.pairs_together(whole, of) == class_groups.purity(whole, of) == 1
-    assert class_groups.pairs_together([[c] for c in range(6)], of) == 0
+NAMES = ["apple", "bear", "cup", "dog"]
 
 
-def test_chance_is_that_of_random_groups_of_these_sizes():
-    of = [c // 5 for c in range(100)]
-    groups = [list(range(30)), list(range(30, 100))]
-    expected = (30 * 29 + 70 * 69) / (100 * 99)
-    assert class_groups.chance_together(groups) == pytest.approx(expected)
-    measure = class_groups.pairs_together
-    mean, deviation = class_groups.by_chance(measure, groups, of)
-    rng = np.random.default_rng(9)
-    drawn = [measure([p[:30], p[30:]], of) for p in (rng.permutation(100) for _ in range(2000))]
-    assert mean == pytest.approx(expected, abs=3 * deviation / 1000**0.5)
-    assert deviation == pytest.approx(np.std(drawn), rel=0.1)
-    assert measure(groups, of) > mean + 10 * deviation
+def test_groups_of_names_and_numbers(tmp_path):
+    file = tmp_path / "groups.json"
+    file.write_text('[["dog", 0], [2, "bear"]]')
+    groups = restore.read_groups(str(file), 2, NAMES)
+    assert [group.tolist() for group in groups] == [[0, 3], [1, 2]]
 
 
-def test_mistakes_within_and_between_groups():
-    confusion = np.array([[9, 1, 0, 2], [3, 9, 4, 0], [0, 0, 9, 5], [6, 0, 7, 9]])
-    assert class_groups.mistakes(confusion, [[0, 1], [2, 3]]) == (1 + 3 + 5 + 7, 2 + 4 + 6)
-    assert class_groups.mistakes(confusion, [[0, 2], [3, 1]]) == (0, 28)
-    assert class_groups.mistakes(confusion, [[3, 0, 2, 1]]) == (28, 0)
+@pytest.mark.parametrize("text, says", [
+    ('[["apple", "dog"], ["cup"]]', "lacks the class bear"),
+    ('[["apple"], ["cup"]]', "lacks the class bear and 1 others"),
+    ('[["apple", "dog"], ["cup", "bear", 3]]', "the class dog twice, in group 0 and in group 1"),
+    ('[["apple", "dog", "cat"], ["cup", "bear"]]', "group 0 names the class 'cat'"),
+    ('[["apple", "dog"], ["cup", "bear", 4]]', "group 1 names the class 4"),
+    ('[["apple", "dog"], ["cup", "bear", -1]]', "group 1 names the class -1"),
+    ('[["apple", "dog"], ["cup", true]]', "group 1 names the class True"),
+    ('[["apple", "dog"], ["cup", 1.0]]', "group 1 names the class 1.0"),
+    ('[["apple", "dog"], ["cup", ["bear"]]]', r"group 1 names the class \['bear'\]"),
+    ('[["apple", "dog", "cup", "bear"], []]', "group 1 .* is empty"),
+    ('[["apple", "dog", "cup", "bear"]]', "holds 1 groups, but --ngroups1 is 2"),
+    ('["apple", "dog"]', "a list of groups"),
+    ('{"a": ["apple"]}', "a list of groups"),
+    ('[["apple"', "cannot be read as JSON"),
+    (None, "cannot be read as JSON: No such file"),
+])  # fmt: skip
+def test_files_of_groups_that_are_refused(text, says, tmp_path):
+    file = tmp_path / "groups.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=says) as error:
+        restore.read_groups(str(file), 2, NAMES)
+    assert str(file) in str(error.value)
 
 
 def test_what_is_refused(data_dir, tmp_path):
-    split = {"basemodel": tmp_path, "groups": "random"}
+    file = write_variant("random", tmp_path, data_dir, "--groups", "1-1-2")
+    split = {"basemodel": tmp_path, "groups": file}
     fails("train.py", *train_flags("split", tmp_path / "r", data_dir, **split), status=2,
           says="set --ngroups1 to 2")  # fmt: skip
-    split |= {"ngroups1": 2, "groups": "rondom"}
-    fails("train.py", *train_flags("split", tmp_path / "r", data_dir, **split), status=2,
-          says="must be one of semantic")  # fmt: skip
     grouped = tmp_path / "group"
     assert inside("train.py", *train_flags("group", grouped, data_dir, max_steps=1))[0] == 0
-    split |= {"basemodel": grouped, "groups": "random"}
+    split |= {"basemodel": grouped, "ngroups1": 2}
     fails("train.py", *train_flags("split", tmp_path / "r", data_dir, **split),
           says="has groups of its own")  # fmt: skip
+    for words, says in [
+        (["rondom", "--groups", "2-2-2"], "KIND is one of semantic"),
+        (["random"], "--groups is needed"),
+        (["random", "--groups", "2-2-x"], "numbers such as 2-4-4"),
+        (["random", "--groups", "4-2-2"], "do not nest"),
+        (["clustering", "--groups", "2-2-2"], "needs a baseline"),
+        (["random", "--groups", "2-2-2", "--basemodel", "x"], "needs a baseline"),
+    ]:
+        fails("experiments/variants.py", *words, status=2, says=says)
+    words = ["clustering", "--groups", "2-2-2", "--basemodel", grouped, "--data_dir", data_dir]
+    fails("experiments/variants.py", *words, says="has groups of its own")

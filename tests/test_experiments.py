@@ -1,5 +1,6 @@
-"""table.sh's rows, end to end, and the tables of table.py."""
+"""The rows of experiments/run.sh, end to end, their tables, and publishing them."""
 
+import glob
 import json
 import os
 import re
@@ -9,17 +10,18 @@ from concurrent import futures
 import pytest
 from conftest import REAL_ARCHIVE, ROOT, fails, inside, run_script, write_data
 
+import objective
 import resnet
-import table
 import train
 import utils
+from experiments import publish, rows, tables
 
 COUNTS = {"train": 100, "val": 20, "test": 100}
 
 
-def rows():
-    """The rows that table.sh lists."""
-    out = run_script("table.sh", PRESET="smoke").stdout
+def listed_rows():
+    """The rows that experiments/run.sh lists."""
+    out = run_script("experiments/run.sh", PRESET="smoke").stdout
     return re.findall(r"(?:^|, )(baseline\w*|narrow|\w+_\d-\d-\d(?:-[SCR])?)", out, re.MULTILINE)
 
 
@@ -31,11 +33,12 @@ def made(tmp_path_factory):
 
     def run(row):
         run_script(
-            "table.sh", row, "--max_steps", 2, "--batch_size", 20, "--num_residual_units", 1,
+            "experiments/run.sh", row,
+            "--max_steps", 2, "--batch_size", 20, "--num_residual_units", 1,
             PRESET="smoke", RUNS=str(root / "runs" / "seed0"), DATA_DIR=data,
         )  # fmt: skip
 
-    first, *rest = sorted(rows(), key=lambda row: not row.endswith("-R"))
+    first, *rest = sorted(listed_rows(), key=lambda row: not row.endswith("-R"))
     run(first)  # trains the baseline that the other given groups share
     with futures.ThreadPoolExecutor(2) as pool:  # most of a row is TensorFlow's start, on one core
         list(pool.map(run, rest))
@@ -43,17 +46,17 @@ def made(tmp_path_factory):
 
 
 def test_every_row_of_the_tables_has_a_command():
-    listed = rows()
+    listed = listed_rows()
     assert len(listed) == len(set(listed)) == 23
-    for _, row, *paper in table.TABLE_1:
+    for _, row, *paper in rows.TABLE_1:
         assert row in listed
-        for variant, error in zip(table.VARIANTS, paper, strict=False):
+        for variant, error in zip(rows.VARIANTS, paper, strict=False):
             assert error is None or f"{row}-{variant}" in listed
 
 
 def test_every_row_runs(made):
-    found = table.find_results(str(made))
-    assert set(found) == set(rows())
+    found = rows.find_results(str(made))
+    assert set(found) == set(listed_rows())
     for row, [result] in found.items():
         assert result["split"] == "test" and result["num_examples"] == COUNTS["test"]
         numbers = re.search(r"\d-\d-\d", row)
@@ -69,13 +72,14 @@ def test_every_row_runs(made):
 def test_tables_and_report_of_the_rows(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = made.parent / "data"
-    status, out, error = inside("report.py", made / "seed0" / "deep_2-2-2", "--data_dir", data)
+    status, out, error = inside("report", made / "seed0" / "deep_2-2-2", "--data_dir", data)
     assert status == 0, error
     assert "validation         grouped 0." in out and "test accuracy      finetuned tree 0." in out
     (tmp_path / "README.md").write_text(
-        f"before\n{table.MARKERS[0]}\nold\n{table.MARKERS[1]}\nafter\n"
+        f"before\n{tables.MARKERS[0]}\nold\n{tables.MARKERS[1]}\nafter\n"
     )
-    status, out, error = inside("table.py", made, "--publish", "--write", "README.md")
+    assert inside("experiments/publish.py", made)[0] == 0
+    status, out, error = inside("experiments/tables.py", made, "--write", "README.md")
     assert status == 0, error
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
@@ -90,7 +94,7 @@ def test_tables_and_report_of_the_rows(made, tmp_path, monkeypatch):
     published = [p.read_text() for p in (tmp_path / "results").rglob("*.json*")]
     assert len(published) > 50 and not any(str(made) in text for text in published)
     # The weights alone give the same numbers again.
-    for row in table.PRETRAINED_ROWS:
+    for row in publish.PRETRAINED_ROWS:
         status, _, error = inside(
             "eval.py", "--checkpoint", tmp_path / "pretrained" / row, "--data_dir", data
         )
@@ -102,10 +106,10 @@ def test_tables_and_report_of_the_rows(made, tmp_path, monkeypatch):
     # Pictures of other groups neither come nor stay.
     picture = tmp_path / "results" / "deep_2-2-2" / "superclasses.png"
     os.utime(made / "seed0" / "deep_2-2-2" / "report" / "superclasses.png", (0, 0))
-    assert picture.exists() and inside("table.py", made, "--publish")[0] == 0
+    assert picture.exists() and inside("experiments/publish.py", made)[0] == 0
     assert not picture.exists()
     # From what was published the same comes out, to the last digit.
-    status, again, error = inside("table.py", "--write", "README.md")
+    status, again, error = inside("experiments/tables.py", "--write", "README.md")
     assert status == 0, error
     assert (tmp_path / "README.md").read_text() == text
 
@@ -116,10 +120,10 @@ def test_several_seeds(made, tmp_path):
         shutil.copytree(made / "seed0" / "baseline", run)
         file = run / "eval" / "result.json"
         utils.write_json(file, utils.read_json(file) | {"seed": seed, "error": 1 - correct / 100})
-    assert "88.00 ± 2.00 (24.28)" in table.page(table.find_results(str(tmp_path)))
+    assert "88.00 ± 2.00 (24.28)" in tables.page(rows.find_results(str(tmp_path)))
     shutil.copytree(tmp_path / "seed1", tmp_path / "seed2")
     with pytest.raises(ValueError, match="two results of baseline, seed 1"):
-        table.find_results(str(tmp_path))
+        rows.find_results(str(tmp_path))
 
 
 def test_where_the_mistakes_are():
@@ -130,16 +134,16 @@ def test_where_the_mistakes_are():
     other = tree | {"group_classes": [[0], [1, 2]]}
     found = {"baseline": [whole], "deep_2-2-2": [tree, other], "fc_1-1-4-S": [tree]}
     lines = [[cell.strip() for cell in line.split("|")[1:-1]]
-             for line in table.mistakes_table(found).splitlines()[2:]]  # fmt: skip
+             for line in tables.mistakes_table(found).splitlines()[2:]]  # fmt: skip
     # Of 30 images: within 0 and 6 (baseline 5 and 0), between 7 and 1 (2 and 7); of the first only.
     assert lines == [["fc_1-1-4-S", "0.00 (16.67)", "23.33 (6.67)"],
                      ["deep_2-2-2", "10.00 (8.33)", "13.33 (15.00)"]]  # fmt: skip
     # Of two baselines the mean.
     better = {"confusion_matrix": [[7, 2, 1], [1, 9, 0], [0, 0, 10]], "num_examples": 30}
-    both = table.mistakes_table({"baseline": [whole, better], "deep_2-2-2": [tree]})
+    both = tables.mistakes_table({"baseline": [whole, better], "deep_2-2-2": [tree]})
     assert "0.00 (13.33)" in both and "23.33 (5.00)" in both
-    assert table.mistakes_table({"baseline": [whole]}) == ""
-    assert table.mistakes_table({"deep_2-2-2": [tree]}) == ""
+    assert tables.mistakes_table({"baseline": [whole]}) == ""
+    assert tables.mistakes_table({"deep_2-2-2": [tree]}) == ""
 
 
 def test_only_a_rows_last_stage_counts(made, tmp_path):
@@ -148,7 +152,7 @@ def test_only_a_rows_last_stage_counts(made, tmp_path):
     shutil.copytree(made / "seed0" / "deep_2-2-2" / "split", run)
     for other in ("shared/baseline", "deep_2-2-2/group"):
         shutil.copytree(run, tmp_path / other)
-    [result] = table.find_results(str(tmp_path))["deep_2-2-2"]
+    [result] = rows.find_results(str(tmp_path))["deep_2-2-2"]
     assert result["path"] == str(run / "eval" / "result.json")
 
 
@@ -164,37 +168,37 @@ def test_results_that_do_not_belong_together(change, says, made, tmp_path):
     file = tmp_path / "baseline" / "eval" / "result.json"
     utils.write_json(file, utils.read_json(file) | change)
     with pytest.raises(ValueError, match=says):
-        table.find_results(str(tmp_path))
+        rows.find_results(str(tmp_path))
 
 
 def test_publishing_what_is_published_or_differs(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(made / "seed0" / "narrow", tmp_path / "runs" / "narrow")
-    assert inside("table.py", "runs", "--publish")[0] == 0
-    fails("table.py", "--publish", says="is published already")
+    assert inside("experiments/publish.py", "runs")[0] == 0
+    fails("experiments/publish.py", "results", says="is published already")
     file = tmp_path / "runs" / "narrow" / "eval" / "result.json"
     utils.write_json(file, utils.read_json(file) | {"dataset": "cifar100"})
-    fails("table.py", "runs", "--publish", says="mixes datasets (cifar100, synthetic)")
+    fails("experiments/publish.py", "runs", says="mixes datasets (cifar100, synthetic)")
 
 
 def test_thinning_keeps_validations_first():
     records = [{"step": s, "loss": 1.0} for s in range(3000)]
     records += [{"step": s, "val_accuracy": 0.5} for s in range(0, 3000, 100)]
-    kept = table.thin(records)
-    assert len(kept) <= table.METRICS_LINES
+    kept = publish.thin(records)
+    assert len(kept) <= publish.METRICS_LINES
     assert sum("val_accuracy" in r for r in kept) == 30
     assert sum("loss" in r for r in kept) > 400 and {"step": 2999, "loss": 1.0} not in kept[:-31]
-    assert table.thin(records[:10]) == records[:10]
+    assert publish.thin(records[:10]) == records[:10]
 
 
 def test_what_is_refused(tmp_path):
-    fails("table.py", tmp_path / "no", says="there is no folder")
-    fails("table.py", tmp_path, says="no result of a row")
-    done = run_script("table.sh", "dep_2-2-2", PRESET="smoke", check=False)
+    fails("experiments/tables.py", tmp_path / "no", says="there is no folder")
+    fails("experiments/tables.py", tmp_path, says="no result of a row")
+    done = run_script("experiments/run.sh", "dep_2-2-2", PRESET="smoke", check=False)
     assert done.returncode == 2 and "no row 'dep_2-2-2'" in done.stderr and "shallow" in done.stderr
     (tmp_path / "page.md").write_text("no markers")
     with pytest.raises(ValueError, match="put them in"):
-        table.write_into(str(tmp_path / "page.md"), "text")
+        tables.write_into(str(tmp_path / "page.md"), "text")
 
 
 @pytest.fixture
@@ -216,19 +220,19 @@ def caught(tmp_path):
 
 def test_flags_go_to_the_trainings_that_know_them(caught):
     words = ("--gamma2", 5, "--weighted_group_loss", "False", "--l2_weight=3e-4", "--gamma3=2")
-    group, split = caught("cpu", "table.sh", "deep_2-2-2", *words)
+    group, split = caught("cpu", "experiments/run.sh", "deep_2-2-2", *words)
     assert (group.gamma2, group.gamma3, group.weighted_group_loss) == (5, 2, False)
     assert group.l2_weight == split.l2_weight == 3e-4
     for row, flag in [("baseline", "--seed=1"), ("hier_2-4-4", "--ngroups1"), ("narrow", "--k"),
                       ("deep_2-2-2-R", "--data_dir")]:  # fmt: skip
-        done = run_script("table.sh", row, flag, "1", PRESET="smoke", check=False)
+        done = run_script("experiments/run.sh", row, flag, "1", PRESET="smoke", check=False)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert flag.partition("=")[0] in done.stderr
 
 
 def test_rows_share_a_baseline_of_the_same_flags_only(caught):
     bases = [
-        caught("cpu", "table.sh", row, *words)[0].train_dir
+        caught("cpu", "experiments/run.sh", row, *words)[0].train_dir
         for row, words in [("fc_1-1-4-R", ()), ("deep_2-2-2-S", ()), ("deep_2-2-2-S", ("--k", "4")),
                            ("deep_2-2-2-C", ("--k", "4")), ("deep_2-2-2-C", ("--k=4",))]
     ]  # fmt: skip
@@ -238,8 +242,8 @@ def test_rows_share_a_baseline_of_the_same_flags_only(caught):
 
 def test_dropout_is_where_the_paper_has_it(caught):
     for row, keep in [("fc_1-1-4", 1), ("shallow_1-2-2", 1), ("deep_2-2-2", 0.5)]:
-        group, split = caught("paper", "table.sh", row)
-        first, given = caught("paper", "table.sh", f"{row}-C")
+        group, split = caught("paper", "experiments/run.sh", row)
+        first, given = caught("paper", "experiments/run.sh", f"{row}-C")
         assert (group.dropout_keep_prob, split.dropout_keep_prob) == (keep, 1)
         assert (first.dropout_keep_prob, given.dropout_keep_prob) == (keep, 1)
         assert os.path.basename(first.train_dir) == "baseline" + "_dropout" * (keep < 1)
@@ -249,10 +253,10 @@ def test_dropout_is_where_the_paper_has_it(caught):
 @pytest.mark.parametrize("preset, k", [("paper", ""), ("cpu", ""), ("smoke", ""), ("cpu", "2")])
 def test_rows_have_the_same_number_of_steps(preset, k, caught):
     """Steps and drops of the rate of all rows are those of group.sh and split.sh."""
-    group, split = caught(preset, "table.sh", "deep_2-2-2", K=k)
-    [whole] = caught(preset, "table.sh", "baseline", K=k)
-    first, given = caught(preset, "table.sh", "deep_2-2-2-R", K=k)
-    [narrow] = caught(preset, "table.sh", "narrow", K=k)
+    group, split = caught(preset, "experiments/run.sh", "deep_2-2-2", K=k)
+    [whole] = caught(preset, "experiments/run.sh", "baseline", K=k)
+    first, given = caught(preset, "experiments/run.sh", "deep_2-2-2-R", K=k)
+    [narrow] = caught(preset, "experiments/run.sh", "narrow", K=k)
     assert not k or whole.k == int(k)
     assert whole.max_steps == narrow.max_steps == group.max_steps + split.max_steps
     assert (first.max_steps, given.max_steps) == (group.max_steps, split.max_steps)
@@ -264,7 +268,7 @@ def test_rows_have_the_same_number_of_steps(preset, k, caught):
 
     def rates(run):
         steps = range(0, run.max_steps, 10)
-        return [train.learning_rate(run, step, per_epoch) for step in steps]
+        return [objective.learning_rate(run, step, per_epoch) for step in steps]
 
     assert rates(first) == rates(group) and rates(given) == rates(split)
     assert rates(whole) == rates(narrow)
@@ -280,33 +284,31 @@ def test_rows_have_the_same_number_of_steps(preset, k, caught):
 
 
 def test_published_results_are_in_the_readme():
-    """The README holds what table.py makes of results/, where there are any."""
+    """The README holds what experiments/tables.py makes of results/, where there are any."""
     if not os.path.isdir(os.path.join(ROOT, "results")):
         pytest.skip("no results are published yet")
     with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        assert table.page(table.find_results(os.path.join(ROOT, "results"))) in file.read()
-    for path in table.glob.glob(
-        os.path.join(ROOT, "results", "**", "metrics.jsonl"), recursive=True
-    ):
+        assert tables.page(rows.find_results(os.path.join(ROOT, "results"))) in file.read()
+    for path in glob.glob(os.path.join(ROOT, "results", "**", "metrics.jsonl"), recursive=True):
         with open(path, encoding="utf-8") as file:
-            assert len([json.loads(line) for line in file]) <= table.METRICS_LINES
+            assert len([json.loads(line) for line in file]) <= publish.METRICS_LINES
 
 
 @pytest.mark.skipif(not os.path.exists(REAL_ARCHIVE), reason=f"{REAL_ARCHIVE} is missing")
 def test_pretrained_networks_have_the_published_numbers(tmp_path):
     """What a user gets from eval.sh on the networks in pretrained/ is what results/ says."""
-    if not os.path.isdir(os.path.join(ROOT, table.PRETRAINED)):
+    if not os.path.isdir(os.path.join(ROOT, publish.PRETRAINED)):
         pytest.skip("no networks are published yet")
     data = str(tmp_path / "data")
     status, _, error = inside(
         "download_cifar100.py", "--archive", REAL_ARCHIVE, "--dataset_path", data
     )
     assert status == 0, error
-    for row in table.PRETRAINED_ROWS:
-        flags = ("--checkpoint", os.path.join(ROOT, table.PRETRAINED, row))
+    for row in publish.PRETRAINED_ROWS:
+        flags = ("--checkpoint", os.path.join(ROOT, publish.PRETRAINED, row))
         run_script("eval.sh", *flags, "--eval_dir", tmp_path / row, DATA_DIR=data)
         found = utils.read_json(tmp_path / row / "result.json")
-        published = utils.read_json(os.path.join(ROOT, table.RESULTS, row, "result.json"))
+        published = utils.read_json(os.path.join(ROOT, rows.RESULTS, row, "result.json"))
         # Another processor adds in another order, which may tip an image between two classes.
         tipped = 0 if found["hardware"] == published["hardware"] else 5
         assert abs(found["correct"] - published["correct"]) <= tipped

@@ -1,4 +1,4 @@
-"""What a run of train.py starts from, in the documented order, and whether it is complete already.
+"""From checkpoints to networks: what a run starts from, and whether it is complete already.
 
 The newest checkpoint in --train_dir, else --checkpoint, else the weights of --basemodel, else new
 weights. Whatever does not fit the flags ends in a ValueError that says how to mend it.
@@ -11,18 +11,96 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 
-import utils  # isort: skip, it quiets TensorFlow's start
 import numpy as np
 
 import cifar100
-import class_groups
-import evaluation
 import grouping
 import resnet
+import rundir
+import utils
+from utils import tf
 
 
-def network_to_go_on(path: str, tensors, flags: argparse.Namespace, about: dict):
+# ---------------------------------------------------------------- networks out of checkpoints
+
+
+def load_network(path: str, tensors: dict[str, np.ndarray] | None = None, **changes):
+    """The network of a checkpoint, and what that says of itself.
+
+    Args:
+        path: of the checkpoint; a ValueError begins with it.
+        tensors: of it, where they have been read before.
+        changes: fields of the network's config that are to be others.
+    """
+    if tensors is None:
+        tensors = rundir.read_checkpoint(path)
+    try:
+        return resnet.from_checkpoint(tensors, **changes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def load_evaluated(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.SplitResNet, dict]:
+    """The network of a checkpoint that is evaluated, and what that says (stage, seed, step ...).
+
+    Args:
+        masked: set the weights between different groups of a grouped network to zero.
+    """
+    try:
+        tensors = rundir.read_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: name an older model.ckpt-STEP of the run") from None
+    net, description = load_network(path, tensors)
+    if masked:
+        if not isinstance(net, resnet.ResNet) or max(net.config.groups) == 1:
+            raise ValueError(
+                f"--mask needs a grouped dense network, but {path} is none: leave it out"
+            )
+        resnet.mask(net)
+    return net, description | {"step": int(tensors.get("step", tensors.get("global_step", 0)))}
+
+
+def check_dataset(path: str, description: dict, data: dict, folder: str, split="train") -> None:
+    """Raise ValueError where a checkpoint comes from another data set than the one in `folder`.
+
+    Args:
+        description: the checkpoint's. What it does not say, as a TensorFlow 1 checkpoint, may be.
+        data: the data set's (`cifar100.describe`).
+        split: the images that are to be used; only training and validation images depend on how
+            the data set was divided into them (`indices_sha256`).
+    """
+    for key in ["dataset", *(["indices_sha256"] if split in ("train", "val") else [])]:
+        trained_on, here = description.get(key), data.get(key, "")
+        if trained_on not in (None, here):
+            raise ValueError(
+                f"{path} was trained on {description['dataset']} ({key} {trained_on}), but "
+                f"{folder} holds {data['dataset']} ({key} {here}): name the data that it was "
+                "trained on with --data_dir"
+            )
+
+
+def export_weights(checkpoint: str, folder: str) -> str:
+    """Copy a checkpoint into a folder without the optimizer's state; returns the copy's path.
+
+    The copy is half as large: enough to evaluate, to cut and to start a run from (--basemodel).
+    """
+    tensors = rundir.read_checkpoint(checkpoint)
+    net, _ = load_network(checkpoint, tensors)
+    copy = tf.train.Checkpoint(
+        net=net,
+        step=tf.Variable(tensors["step"]),
+        description=tf.Variable(tensors["description"], trainable=False),
+    )
+    os.makedirs(folder, exist_ok=True)
+    return copy.write(os.path.join(folder, os.path.basename(checkpoint)))
+
+
+# ---------------------------------------------------------------- what a run starts from
+
+
+def network_to_resume(path: str, tensors, flags: argparse.Namespace, run_info: dict):
     """The network of a checkpoint of the same stage, whose whole state is to be restored.
 
     Returns:
@@ -37,41 +115,102 @@ def network_to_go_on(path: str, tensors, flags: argparse.Namespace, about: dict)
             f"{path} holds weights without the optimizer's state: start from them with --basemodel"
         )
     changes = {"dropout_keep_prob": flags.dropout_keep_prob}
-    net, description = evaluation.load_network(path, tensors, **changes)
+    net, description = load_network(path, tensors, **changes)
     if description.get("stage") != flags.stage:
         raise ValueError(
             f"{path} is of stage {description.get('stage')}, not {flags.stage}: name another "
             "--train_dir or --checkpoint, or start from its weights with --basemodel"
         )
     _check_network(path, net.config, flags, also=("bn_no_scale",))
-    evaluation.check_dataset(path, description, about, flags.data_dir)
-    _check_given(path, description, flags)
+    check_dataset(path, description, run_info, flags.data_dir)
+    _check_given(path, [group.tolist() for group in resnet.class_groups(net)], flags)
     return net, description
 
 
-def _check_given(path: str, description: dict, flags: argparse.Namespace) -> None:
-    """Raise ValueError where a checkpoint's class groups are not those that --groups gives."""
-    wanted, there = flags.groups, description.get("class_groups")
-    if wanted == there == "random":
-        wanted, there = f"random --seed {flags.seed}", f"random --seed {description.get('seed')}"
-    if wanted and there and wanted != there:
+def read_groups(path: str, num_groups: int, class_names: Sequence[str]) -> list[np.ndarray]:
+    """The classes of every group of the classifier, from a file of --groups.
+
+    Args:
+        path: of a JSON list of groups, each a list of class names or numbers. Neighbouring groups
+            are the ones that a hierarchy such as 2-4-4 merges.
+        num_groups: how many there must be.
+
+    Raises:
+        ValueError: it cannot be read, or is no such list; says which group or class is wrong.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            groups = json.load(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"--groups {path} cannot be read as JSON: {reason}") from None
+    if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
         raise ValueError(
-            f"{path} is of groups {there}, not {wanted}: name another --train_dir for these"
+            f"--groups {path} is to hold a list of groups, each a list of class names or numbers, "
+            'such as [["apple", "pear"], [2, 3]]'
+        )
+    if len(groups) != num_groups:
+        raise ValueError(
+            f"--groups {path} holds {len(groups)} groups, but --ngroups1 is {num_groups}: change "
+            "one of them"
+        )
+    number_of = {name: number for number, name in enumerate(class_names)}
+    group_of: dict[int, int] = {}
+    for index, group in enumerate(groups):
+        if not group:
+            raise ValueError(f"--groups {path}: group {index} (counted from 0) is empty")
+        for word in group:
+            number = number_of.get(word, -1) if isinstance(word, str) else word
+            if type(number) is not int or not 0 <= number < len(class_names):
+                raise ValueError(
+                    f"--groups {path}: group {index} names the class {word!r}, which is neither a "
+                    f"class of the data set nor a number from 0 to {len(class_names) - 1}"
+                )
+            if number in group_of:
+                raise ValueError(
+                    f"--groups {path} names the class {class_names[number]} twice, in group "
+                    f"{group_of[number]} and in group {index} (counted from 0)"
+                )
+            group_of[number] = index
+    missing = [name for number, name in enumerate(class_names) if number not in group_of]
+    if missing:
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise ValueError(f"--groups {path} lacks the class {missing[0]}{others}")
+    members = [
+        [n for n, group in group_of.items() if group == index] for index in range(num_groups)
+    ]
+    return [np.sort(numbers) for numbers in members]
+
+
+def _given_groups(flags: argparse.Namespace, num_groups: int) -> list[np.ndarray]:
+    names = cifar100.describe(flags.data_dir)["class_names"]
+    return read_groups(flags.groups, num_groups, names)
+
+
+def _check_given(path: str, groups: Sequence[Sequence[int]], flags: argparse.Namespace) -> None:
+    """Raise ValueError where the classes of a run's groups are not those that --groups gives."""
+    if not flags.groups:
+        return
+    given = _given_groups(flags, len(groups))
+    if [list(group) for group in groups] != [group.tolist() for group in given]:
+        raise ValueError(
+            f"{path} is of other groups than those in {flags.groups}: name another --train_dir for "
+            "these"
         )
 
 
-def network_from_weights(path: str, tensors, flags: argparse.Namespace, about: dict):
+def network_from_weights(path: str, tensors, flags: argparse.Namespace, run_info: dict):
     """The network of a new run from other weights: of the same kind, or a grouped one, cut.
 
     Returns:
         The network, and what the checkpoint says of itself.
     """
     changes = {name: getattr(flags, name) for name in ("dropout_keep_prob", "bn_no_scale")}
-    base, description = evaluation.load_network(path, tensors, **changes)
-    evaluation.check_dataset(path, description, about, flags.data_dir)
+    base, description = load_network(path, tensors, **changes)
+    check_dataset(path, description, run_info, flags.data_dir)
     grouped = max(base.config.groups) > 1
     if flags.stage == "split" and flags.groups:
-        return _cut_as_given(path, base, flags), description
+        return _cut_into_given_groups(path, base, flags), description
     if flags.stage == "split":
         _check_network(path, base.config, flags)
         if not grouped:
@@ -94,19 +233,13 @@ def _with_weights_of(base: resnet.ResNet, config: resnet.NetworkConfig, seed: in
     return net
 
 
-def _cut_as_given(path: str, base, flags: argparse.Namespace) -> resnet.SplitResNet:
+def _cut_into_given_groups(path: str, base, flags: argparse.Namespace) -> resnet.SplitResNet:
     """The tree of a baseline's weights in the class groups that --groups gives."""
     if max(base.config.groups) > 1:
         raise ValueError(f"{path} has groups of its own: --groups {flags.groups} cuts a baseline")
     _check_network(path, base.config, flags, groups=False)
     config = dataclasses.replace(base.config, groups=flags.ngroups, dropout_unsplit=False)
-    if flags.groups == "semantic":
-        given = class_groups.semantic(config.groups[2], cifar100.describe(flags.data_dir))
-    elif flags.groups == "random":
-        given = class_groups.random(config.groups[2], config.num_classes, flags.seed)
-    else:
-        classifier = base.logits.fc.weights.numpy()
-        given = class_groups.clustering(config.groups, classifier, flags.seed)
+    given = _given_groups(flags, config.groups[2])
     net = _with_weights_of(base, config, flags.seed)
     return resnet.split(net, grouping.given_assignment(config, given))
 
@@ -160,8 +293,8 @@ def _check_basemodel(flags: argparse.Namespace, sha256: str | None) -> None:
     if not flags.basemodel or flags.checkpoint or sha256 is None:
         return
     try:
-        path = utils.find_checkpoint(flags.basemodel)
-        same = weights_sha256(utils.read_checkpoint(path)) == sha256
+        path = rundir.find_checkpoint(flags.basemodel)
+        same = weights_sha256(rundir.read_checkpoint(path)) == sha256
     except ValueError:
         return  # it is gone: nothing needs it any more
     if not same:
@@ -171,13 +304,13 @@ def _check_basemodel(flags: argparse.Namespace, sha256: str | None) -> None:
         )
 
 
-def find(flags: argparse.Namespace, run: utils.Run, about: dict):
+def starting_point(flags: argparse.Namespace, run: rundir.Run, run_info: dict):
     """What a run starts from; prints it.
 
     Returns:
         The network; the checkpoint whose state is to be restored, None if there is none; and
-        `about` with what the start adds to it: `class_groups` are those of the checkpoint that it
-        comes from if that has some, `basemodel_sha256` is `weights_sha256` of --basemodel, empty
+        `run_info` with what the start adds to it: `class_groups` are those of the checkpoint that
+        it comes from if that has some, `basemodel_sha256` is `weights_sha256` of --basemodel, empty
         without.
 
     Raises:
@@ -185,20 +318,20 @@ def find(flags: argparse.Namespace, run: utils.Run, about: dict):
     """
     for path in run.discard_torn():
         print(f"ignoring {path}: a killed run did not finish writing it")
-    for half in utils.half_checkpoints(flags.train_dir):
+    for half in rundir.half_checkpoints(flags.train_dir):
         print(f"ignoring {half}")
-    steps = utils.checkpoint_steps(flags.train_dir)
+    steps = rundir.checkpoint_steps(flags.train_dir)
     for step in reversed(steps):
-        path = utils.checkpoint_path(flags.train_dir, step)
+        path = rundir.checkpoint_path(flags.train_dir, step)
         try:
-            tensors = utils.read_checkpoint(path)
+            tensors = rundir.read_checkpoint(path)
         except ValueError as error:
             print(f"ignoring it: {error}")
             continue
         print(f"going on from {path}, step {step}")
-        net, description = network_to_go_on(path, tensors, flags, about)
+        net, description = network_to_resume(path, tensors, flags, run_info)
         _check_basemodel(flags, description.get("basemodel_sha256"))
-        return net, path, about | _origin(description, about)
+        return net, path, run_info | _origin(description, run_info)
     if steps:
         raise ValueError(
             f"none of the {len(steps)} checkpoints in {flags.train_dir} can be read: to "
@@ -206,25 +339,25 @@ def find(flags: argparse.Namespace, run: utils.Run, about: dict):
         )
     run.check_nothing_lost()
     if flags.checkpoint:
-        path = utils.find_checkpoint(flags.checkpoint)
+        path = rundir.find_checkpoint(flags.checkpoint)
         print(f"going on from {path} (--checkpoint)")
-        net, description = network_to_go_on(path, utils.read_checkpoint(path), flags, about)
-        return net, path, about | _origin(description, about)
+        net, description = network_to_resume(path, rundir.read_checkpoint(path), flags, run_info)
+        return net, path, run_info | _origin(description, run_info)
     if flags.basemodel:
-        path = utils.find_checkpoint(flags.basemodel)
+        path = rundir.find_checkpoint(flags.basemodel)
         print(f"starting from the weights of {path} (--basemodel)")
-        tensors = utils.read_checkpoint(path)
-        net, description = network_from_weights(path, tensors, flags, about)
+        tensors = rundir.read_checkpoint(path)
+        net, description = network_from_weights(path, tensors, flags, run_info)
         description |= {"basemodel_sha256": weights_sha256(tensors)}
-        return net, None, about | _origin(description, about)
+        return net, None, run_info | _origin(description, run_info)
     print(f"starting from new weights, seed {flags.seed}")
     net = resnet.ResNet(network_config(flags), flags.seed)
-    return net, None, about | {"basemodel_sha256": ""}
+    return net, None, run_info | {"basemodel_sha256": ""}
 
 
-def _origin(description: dict, about: dict) -> dict:
+def _origin(description: dict, run_info: dict) -> dict:
     return {
-        "class_groups": description.get("class_groups") or about["class_groups"],
+        "class_groups": description.get("class_groups") or run_info["class_groups"],
         "basemodel_sha256": description.get("basemodel_sha256"),
     }
 
@@ -232,20 +365,20 @@ def _origin(description: dict, about: dict) -> dict:
 # ---------------------------------------------------------------- flags of its last start
 
 
-def complete_result(flags: argparse.Namespace, about: dict) -> dict | None:
+def finished_result(flags: argparse.Namespace, dataset: dict) -> dict | None:
     """What result.json says of a run that has done all its steps already; None of any other.
 
     Args:
-        about: the data set's description (`cifar100.describe`).
+        dataset: the data set's description (`cifar100.describe`).
 
     Raises:
         ValueError: it did them with other flags, on another data set or from other weights, so
             that it is not what is asked for.
     """
-    if utils.checkpoint_steps(flags.train_dir)[-1:] != [flags.max_steps]:
+    if rundir.checkpoint_steps(flags.train_dir)[-1:] != [flags.max_steps]:
         return None
     try:
-        utils.read_checkpoint(utils.checkpoint_path(flags.train_dir, flags.max_steps))
+        rundir.read_checkpoint(rundir.checkpoint_path(flags.train_dir, flags.max_steps))
         result, config = (
             utils.read_json(os.path.join(flags.train_dir, name))
             for name in ("result.json", "config.json")
@@ -254,7 +387,7 @@ def complete_result(flags: argparse.Namespace, about: dict) -> dict | None:
         return None
     if result.get("step") != flags.max_steps:
         return None
-    evaluation.check_dataset(flags.train_dir, result, about, flags.data_dir)
+    check_dataset(flags.train_dir, result, dataset, flags.data_dir)
     # An extension that came to nothing leaves its number of steps in config.json.
     changes = _changed_flags(config, flags, besides=("max_steps",))
     if changes:
@@ -262,6 +395,7 @@ def complete_result(flags: argparse.Namespace, about: dict) -> dict | None:
             f"{flags.train_dir} is complete, and was trained with other flags "
             f"({'; '.join(changes)}): name another --train_dir"
         )
+    _check_given(flags.train_dir, result["group_classes"], flags)
     _check_basemodel(flags, result.get("basemodel_sha256"))
     return result
 
@@ -273,6 +407,7 @@ def _changed_flags(config: dict, flags: argparse.Namespace, besides=()) -> list[
         "train_dir", "data_dir", "basemodel", "checkpoint", "preset", "keep", "display",
         "val_interval", "checkpoint_interval", "group_summary_interval",
         "ngroups1", "ngroups2", "ngroups3",  # `ngroups` is all of them
+        "groups",  # a file: its groups themselves are compared
     )  # fmt: skip
     # What was left out in stage split, None, is the base network's.
     network = config.get("network", {})
@@ -288,7 +423,7 @@ def _changed_flags(config: dict, flags: argparse.Namespace, besides=()) -> list[
     ]
 
 
-def say_changes(path: str, flags: argparse.Namespace, step: int, num_images: int) -> None:
+def print_changed_flags(path: str, flags: argparse.Namespace, step: int, num_images: int) -> None:
     """Tell which flags are not those of the run's last start.
 
     Args:

@@ -1,4 +1,4 @@
-"""runtime.py: commands in environments that were made for other programs; oneDNN's numbers."""
+"""utils.py: commands in environments that were made for other programs; oneDNN's numbers."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, python, train_flags
 
-import runtime
+import rundir
 import utils
 
 SWEEP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "convolutions.py")
@@ -27,7 +27,7 @@ def environment(**settings):
 # ---------------------------------------------------------------- oneDNN
 
 
-@pytest.mark.skipif(not runtime.is_x86(), reason="oneDNN's kernels are of x86")
+@pytest.mark.skipif(not utils.is_x86(), reason="oneDNN's kernels are of x86")
 @pytest.mark.parametrize("level", LEVELS)
 def test_convolutions_of_uneven_groups_are_right(level):
     """Outputs and gradients of layers that uneven groups make, beside those in float64."""
@@ -63,7 +63,7 @@ def twice(tmp_path_factory, data_dir):
 
 @pytest.mark.parametrize("stage", ["baseline", "group", "split"])
 def test_same_seed_same_numbers(twice, stage):
-    one, other = (utils.read_checkpoint(utils.find_checkpoint(str(f))) for f in twice(stage))
+    one, other = (rundir.read_checkpoint(rundir.find_checkpoint(str(f))) for f in twice(stage))
     assert [name for name in one if not np.array_equal(one[name], other[name])] == []
 
 
@@ -93,7 +93,7 @@ def test_results_say_whether_onednn_is_on_and_on_what(twice, tmp_path, data_dir)
     ],
 )
 def test_instruction_sets(flags, title):
-    assert utils.instruction_set(f"model name : X\n{flags}\n") == title
+    assert rundir.instruction_set(f"model name : X\n{flags}\n") == title
 
 
 # ---------------------------------------------------------------- other programs' settings
@@ -126,7 +126,7 @@ def test_a_run_with_all_of_them_at_once(tmp_path, data_dir):
     flags = train_flags("group", tmp_path / "run", data_dir, max_steps=2)
     done = python("train.py", *flags, env=environment(**settings))
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    for name in ("eval.py", "report.py"):
+    for name in ("eval.py", "report"):
         words = ["--checkpoint"] if name == "eval.py" else []
         words += [tmp_path / "run", "--data_dir", data_dir]
         done = python(name, *words, env=environment(**settings))
@@ -143,13 +143,16 @@ def test_python_without_tensorflow(how, tmp_path):
             continue
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(code if name == "tensorflow" else "")
-    for script in ("train.py", "eval.py", "report.py", "benchmark.py", "table.py"):
+    flags = train_flags("baseline", tmp_path / "run", tmp_path)
+    words = {"train.py": flags if how == "broken" else ["--help"]}  # it loads TensorFlow late
+    words |= dict.fromkeys(("report", "benchmark", "experiments/tables.py"), ["--help"])
+    for script, flags in words.items():
         done = subprocess.run(
-            [sys.executable, "-S", os.path.join(ROOT, script), "--help"],
+            [sys.executable, "-S", os.path.join(ROOT, script), *flags],
             capture_output=True, text=True, env=environment(PYTHONPATH=str(tmp_path)),
         )  # fmt: skip
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-        assert done.stderr.startswith(f"{script}: error: ")
+        assert done.stderr.startswith(f"{os.path.basename(script)}: error: ")
         assert "tensorflow" in done.stderr and "pip install -r requirements.txt" in done.stderr
 
 
@@ -173,9 +176,18 @@ def state():
     kept = {{k: v for k, v in os.environ.items() if k != 'TF_ENABLE_ONEDNN_OPTS'}}
     return handlers, streams, kept, os.getcwd(), sys.excepthook, sys.stdout, sys.stderr
 before = state()
-import train, eval, report, benchmark, table
+import train, loop, eval, report.__main__, benchmark.__main__, experiments.tables
 assert state() == before
 """
+
+
+def test_a_mistake_in_the_flags_loads_no_tensorflow():
+    code = "import sys, utils\nsys.argv = ['train.py', '--hlep']\nimport train\ntry:\n"
+    code += "    utils.run_main(train.main)\nexcept SystemExit as stopped:\n"
+    code += "    print(stopped.code, 'tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "2 False\n", done.stderr
+    assert "did you mean --help?" in done.stderr
 
 
 def test_importing_changes_nothing_of_the_process():

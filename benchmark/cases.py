@@ -1,0 +1,111 @@
+"""What the benchmark times: each function returns `step()` and what else there is to tell.
+
+A process of its own calls it (`timing`), without a data set or a trained network: weights, images
+and groups are made up.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+
+import cifar100
+import grouping
+import metrics
+import objective
+import resnet
+import restore
+from benchmark.dense import Horizontal, Vertical
+from benchmark.frameworks import LEARNING_RATE, random_batch
+from parallel import devices as devices_
+from parallel import tree
+from utils import tf
+
+DENSE = {"horizontal": Horizontal, "vertical": Vertical}
+NUM_IMAGES = 10000  # made up, for the pipeline
+
+
+def network_config(k: float, groups: str) -> grouping.NetworkConfig:
+    numbers = (1, 1, 1) if groups == "dense" else tuple(map(int, groups.split("-")))
+    return grouping.NetworkConfig(k=k, groups=numbers)
+
+
+def make_inference(net, devices, how, precision, batch_size):
+    """`net` is a number k with groups, such as (8, '2-2-2'), or the path of a tree."""
+    devices = devices_.find_devices(devices)
+    if isinstance(net, str):
+        net = restore.load_network(net)[0]
+    else:
+        config = network_config(*net)
+        net = resnet.equal_tree(config) if max(config.groups) > 1 else resnet.ResNet(config)
+    flops = resnet.count(net)[1]
+    placed = DENSE[how](net, devices) if how in DENSE else tree.place(net, devices, how)
+    predict = metrics.predictor(placed, precision)
+    images, labels = (tf.constant(x) for x in random_batch(batch_size))
+
+    def step():
+        predict(images, labels)[1].numpy()
+
+    return step, {
+        "groups": grouping.format_groups(net.config.groups),
+        "flops": flops,
+        "device_flops": getattr(placed, "device_flops", [flops]),
+        "devices": devices,
+    }
+
+
+def make_training(stage, keep_prob, k, precision, batch_size):
+    """A step of a stage, with the regularizers and metrics that it has in train.py."""
+    config = resnet.NetworkConfig(
+        k=k, groups=(1, 1, 1) if stage == "baseline" else (2, 2, 2), dropout_keep_prob=keep_prob
+    )
+    net = resnet.equal_tree(config) if stage == "split" else resnet.ResNet(config)
+    trainer = objective.Trainer(net, objective.Objective(precision=precision), {})
+    images, labels = (tf.constant(x) for x in random_batch(batch_size))
+    rate = tf.constant(LEARNING_RATE)
+
+    def step():
+        trainer.step(images, labels, rate).numpy()
+
+    return step, {}
+
+
+def random_batches(batch_size: int):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (NUM_IMAGES, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, cifar100.NUM_CLASSES, NUM_IMAGES).astype(np.int32)
+    return iter(cifar100.training_batches(images, labels, batch_size, seed=0))
+
+
+def make_pipeline(batch_size, batches_per_step):
+    """Nothing but batches, on one core."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    batches = random_batches(batch_size)
+
+    def step():
+        for _ in range(batches_per_step):
+            next(batches)
+
+    return step, {}
+
+
+def make_fed_training(k, precision, batch_size):
+    """Steps of stage group on batches of the pipeline; tells how much of its time it waited."""
+    trainer = objective.Trainer(
+        resnet.ResNet(resnet.NetworkConfig(k=k, groups=(2, 2, 2))),
+        objective.Objective(precision=precision),
+        {},
+    )
+    batches, rate = random_batches(batch_size), tf.constant(LEARNING_RATE)
+    about = {"waits": [], "steps": []}
+
+    def step():
+        start = time.perf_counter()
+        images, labels = next(batches)
+        about["waits"].append(time.perf_counter() - start)
+        trainer.step(images, labels, rate).numpy()
+        about["steps"].append(time.perf_counter() - start)
+
+    return step, about

@@ -1,0 +1,138 @@
+"""Copy finished rows into results/, and two networks into pretrained/, to be committed.
+
+python -m experiments.publish runs/cpu/table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+import restore
+import rundir
+import utils
+from experiments.rows import RESULTS, check_alike, collect, find_results, is_published, is_tree
+
+PRETRAINED, PRETRAINED_ROWS = "pretrained", ("baseline", "deep_2-2-2")  # of seed 0
+METRICS_LINES = 500  # of a published metrics.jsonl
+PICTURES = ("sharpness.png", "superclasses.png")  # of the report, where it was made
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """One folder; a mistake ends the program with one line."""
+    parser = utils.FlagParser(__doc__, needed=("folder",))
+    parser.usage = "%(prog)s FOLDER"
+    parser.add_argument("folder", nargs="?", type=utils.path, help="what experiments/run.sh filled")
+    return parser.parse_args(argv)
+
+
+def publish(folder: str, found: dict[str, list[dict]]) -> list[str]:
+    """Copy each row's result, flags, thinned metrics, groups and pictures into RESULTS.
+
+    The baseline that given groups cut is copied as a part of their row. The weights of
+    PRETRAINED_ROWS, without the optimizer's state, go to PRETRAINED. Returns the folders that it
+    wrote.
+
+    Raises:
+        ValueError: they are published already, or RESULTS holds those of another preset, network
+            or data set.
+    """
+    first = next(iter(found.values()))[0]
+    if is_published(first):
+        raise ValueError(
+            f"{folder} is published already: name the folder that experiments/run.sh filled"
+        )
+    there = collect(RESULTS)
+    both = {row: there.get(row, []) + found.get(row, []) for row in {*there, *found}}
+    check_alike(both, f"{RESULTS} with {folder}")
+    folders = []
+    for row, results_of_row in found.items():
+        for result in results_of_row:
+            path, seed = result.pop("path"), result["seed"]
+            target = os.path.join(RESULTS, row, *([f"seed{seed}"] if seed else []))
+            run = os.path.dirname(os.path.dirname(path))  # without eval/result.json
+            _publish_run(run, target, folder)
+            utils.write_json(os.path.join(target, "result.json"), _without_machine(result, folder))
+            if is_tree(row):
+                _publish_base(run, target, folder)
+            for name in PICTURES:
+                picture = os.path.join(os.path.dirname(run), "report", name)
+                published = os.path.join(target, name)
+                made = os.path.getmtime(picture) if os.path.exists(picture) else 0
+                if made >= os.path.getmtime(os.path.join(run, "config.json")):
+                    shutil.copy(picture, published)
+                elif os.path.exists(published):  # of other groups
+                    os.remove(published)
+            folders.append(target)
+            if row in PRETRAINED_ROWS and seed == 0:
+                weights = os.path.join(PRETRAINED, row)
+                checkpoint = os.path.join(run, os.path.basename(result["checkpoint"]))
+                shutil.rmtree(f"{weights}.new", ignore_errors=True)
+                restore.export_weights(checkpoint, f"{weights}.new")
+                shutil.rmtree(weights, ignore_errors=True)
+                os.rename(f"{weights}.new", weights)
+                folders.append(weights)
+    return folders
+
+
+def _publish_base(run: str, target: str, folder: str) -> None:
+    """What a tree was cut from: the grouped network with what the cut costs, or a baseline."""
+    group = os.path.join(os.path.dirname(run), "group")
+    if not os.path.isdir(group):
+        base = os.path.basename(
+            utils.read_json(os.path.join(run, "config.json"))["flags"]["basemodel"]
+        )
+        shared = os.path.join(os.path.dirname(os.path.dirname(run)), "shared", base)
+        return _publish_run(shared, os.path.join(target, base), folder)
+    _publish_run(group, os.path.join(target, "group"), folder)
+    for name in ("eval_val", "eval_mask_val"):
+        cut = utils.read_json(os.path.join(group, name, "result.json"))
+        utils.write_json(
+            os.path.join(target, "group", f"{name}.json"), _without_machine(cut, folder)
+        )
+
+
+def _publish_run(run: str, target: str, folder: str) -> None:
+    os.makedirs(target, exist_ok=True)
+    config = utils.read_json(os.path.join(run, "config.json"))
+    config["flags"] = _without_machine(config["flags"], folder)
+    utils.write_json(os.path.join(target, "config.json"), config)
+    lines = thin(rundir.read_metrics(run))
+    with utils.atomic_write(os.path.join(target, "metrics.jsonl")) as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _without_machine(values: dict, folder: str) -> dict:
+    """Paths relative to the folder that is published, where they lie in it, else their last part:
+    the rest is of no use elsewhere."""
+
+    def shorten(path: str) -> str:
+        relative = os.path.relpath(path, folder)
+        return os.path.basename(path) if relative.startswith(os.pardir) else relative
+
+    paths = ("train_dir", "data_dir", "basemodel", "checkpoint")
+    return {k: shorten(v) if k in paths and v else v for k, v in values.items()}
+
+
+def thin(records: list[dict]) -> list[dict]:
+    """At most METRICS_LINES records: validations and groups before lines of progress."""
+    progress = [i for i, record in enumerate(records) if "loss" in record]
+    kept = [i for i, record in enumerate(records) if "loss" not in record][-METRICS_LINES:]
+    room = METRICS_LINES - len(kept)
+    every = max(-(-len(progress) // room), 1) if room else len(progress) + 1
+    return [records[i] for i in sorted(kept + progress[every - 1 :: every])]
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = parse_flags(argv)
+    print("published: " + ", ".join(publish(flags.folder, find_results(flags.folder))))
+    return 0
+
+
+if __name__ == "__main__":
+    utils.run_main(main)

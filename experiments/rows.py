@@ -1,0 +1,99 @@
+"""The rows of the paper's CIFAR-100 tables, and the results of those that there are."""
+
+from __future__ import annotations
+
+import glob
+import os
+
+import utils
+
+RESULTS = "results"
+VARIANTS = ("S", "C", "R")
+# Test error, %: (title, row, paper's with semantic, clustering, random and learned groups).
+TABLE_1 = [
+    ("WRN-16-k", "baseline", None, None, None, 24.28),
+    ("WRN-16-k, dropout", "baseline_dropout", None, None, None, 24.52),
+    ("narrower WRN, not split", "narrow", None, None, None, None),
+    ("FC split (1-1-4)", "fc_1-1-4", 23.80, 23.72, 24.30, 24.26),
+    ("Shallow (1-2-2)", "shallow_1-2-2", 24.46, 24.54, 25.46, 23.96),
+    ("Deep (2-2-2)", "deep_2-2-2", 25.04, 26.04, 27.12, 24.62),
+    ("Hierarchical (2-4-4)", "hier_2-4-4", 24.92, 25.98, 26.78, 24.80),
+    ("Deep, three ways (3-3-3)", "deep_3-3-3", None, None, None, None),
+]
+# The paper's Table 2: % of weights and of FLOPs saved.
+TABLE_2 = {
+    "fc_1-1-4": (0.35, 0), "shallow_1-2-2": (32.54, 14.63),
+    "deep_2-2-2": (46.39, 31.97), "hier_2-4-4": (62.58, 39.29),
+}  # fmt: skip
+ROWS = [row + kind for _, row, *paper in TABLE_1 for kind in ("", *(f"-{v}" for v in VARIANTS))]
+
+
+def find_results(folder: str) -> dict[str, list[dict]]:
+    """Test results by row, one for each seed; each has its file's name in `path`.
+
+    Args:
+        folder: what experiments/run.sh filled (`[seedN/]ROW/eval` or `[seedN/]ROW/split/eval`),
+            or what `publish` did (`ROW/` or `ROW/seedN/`).
+
+    Raises:
+        ValueError: there are none, or they do not belong into one table.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"there is no folder {folder}: make rows with experiments/run.sh")
+    found = collect(folder)
+    if not found:
+        raise ValueError(f"no result of a row in {folder}: make one with experiments/run.sh")
+    for row, results_of_row in found.items():
+        for result in results_of_row:
+            _check_complete(result)
+        seeds = [result["seed"] for result in results_of_row]
+        for seed in set(seeds):
+            if seeds.count(seed) > 1:
+                raise ValueError(f"{folder} has two results of {row}, seed {seed}: remove one")
+    check_alike(found, folder)
+    return found
+
+
+def collect(folder: str) -> dict[str, list[dict]]:
+    found = {}
+    for row in ROWS:
+        run = f"{row}/split" if is_tree(row) else row
+        for place in (f"{run}/eval", f"seed*/{run}/eval", row, f"{row}/seed*"):
+            pattern = os.path.join(glob.escape(folder), place, "result.json")
+            for path in sorted(glob.glob(pattern)):
+                result = utils.read_json(path)
+                if result.get("split") == "test":
+                    found.setdefault(row, []).append(result | {"path": path})
+    return found
+
+
+def is_tree(row: str) -> bool:
+    return row not in ("baseline", "baseline_dropout", "narrow")
+
+
+def is_published(result: dict) -> bool:
+    """Whether it lies beside its run's config.json, as `publish` puts it."""
+    return os.path.basename(os.path.dirname(result["path"])) != "eval"
+
+
+def _check_complete(result: dict) -> None:
+    """Raise ValueError unless a result is of its run's last step, in float32."""
+    run = os.path.dirname(result["path"])
+    config = os.path.join(run if is_published(result) else os.path.dirname(run), "config.json")
+    steps = utils.read_json(config)["flags"]["max_steps"]
+    if result["step"] != steps or result["precision"] != "float32":
+        raise ValueError(
+            f"{result['path']} is of step {result['step']} of {steps} in {result['precision']}: "
+            "run eval.py on the run again when it is complete, in float32"
+        )
+
+
+def check_alike(found: dict[str, list[dict]], where: str) -> None:
+    """Raise ValueError where results differ in what one table has in common."""
+    for name in ("dataset", "preset", "network"):
+        rows = [row for row in found if name != "network" or row != "narrow"]
+        values = {str(result[name]) for row in rows for result in found[row]}
+        if len(values) > 1:
+            raise ValueError(
+                f"{where} mixes {name}s ({', '.join(sorted(values))}): name a folder of one's"
+            )

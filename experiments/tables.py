@@ -1,0 +1,176 @@
+"""The paper's CIFAR-100 tables from result.json files: our numbers beside the paper's.
+
+    python -m experiments.tables                    those of results/
+    python -m experiments.tables runs/cpu/table     of the rows that experiments/run.sh has made
+    python -m experiments.tables --write FILE       into a page, between its markers
+
+Errors are of the 10,000 test images, at the end of the last stage: nothing is picked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+import metrics
+import resnet
+import utils
+from experiments.rows import RESULTS, ROWS, TABLE_1, TABLE_2, VARIANTS, find_results, is_tree
+
+MARKERS = ("<!-- results: written by experiments/tables.py -->", "<!-- end of results -->")
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags and one folder; a mistake ends the program with one line."""
+    parser = utils.FlagParser(__doc__)
+    parser.usage = "%(prog)s FOLDER --FLAG VALUE ..."
+    add = parser.add_argument
+    add("folder", nargs="?", type=utils.path, default=RESULTS, help=f"default: {RESULTS}")
+    add("--write", metavar="FILE", type=utils.path, default="", help="put the tables into a page")
+    return parser.parse_args(argv)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and standard error where there are several."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return statistics.mean(values), error
+
+
+def _percent(results: list[dict] | None, paper: float | None) -> str:
+    """Our error beside the paper's, which is in brackets."""
+    words = []
+    if results:
+        mean, error = mean_and_error([100 * result["error"] for result in results])
+        words.append(f"{mean:.2f}" + (f" ± {error:.2f}" if error is not None else ""))
+    if paper is not None:
+        words.append(f"({paper:.2f})")
+    return " ".join(words)
+
+
+def table_1(found: dict[str, list[dict]]) -> str:
+    """Test errors, by who made the groups."""
+    lines = [["test error, % (paper)", "S: semantic", "C: clustering", "R: random", "learned"]]
+    for title, row, *paper in TABLE_1:
+        names = [*(f"{row}-{variant}" for variant in VARIANTS), row]
+        cells = [_percent(found.get(n), p) for n, p in zip(names, paper, strict=True)]
+        if any(cells):
+            lines.append([title, *cells])
+    return utils.markdown_table(lines)
+
+
+def table_2(found: dict[str, list[dict]]) -> str:
+    """What each network that we have costs, counted from the actual one."""
+    saved = "saved (paper; equal groups)"
+    head = ["network", "weights", saved, "FLOPs", saved, "error, %", "seeds", "pairs (chance)"]
+    lines = [head]
+    whole = found.get("baseline", [None])[0]
+    for row in (name for name in ROWS if name in found):
+        results = found[row]
+        first = results[0]
+        cells = [row]
+        equal = _equal_counts(first)
+        for i, name in enumerate(("weights", "flops")):
+            count = statistics.mean(result[name] for result in results)
+            cells.append(f"{count / 1e6:.3f} M" if name == "weights" else f"{count / 1e9:.3f} G")
+            share = f"{100 * (1 - count / whole[name]):.1f} %" if whole else ""
+            if whole and equal:
+                paper = f"{TABLE_2[row][i]:.2f} %" if row in TABLE_2 else "–"
+                share += f" ({paper}; {100 * (1 - equal[i] / whole[name]):.1f} %)"
+            cells.append(share)
+        cells.append(_percent(results, None))
+        cells.append(", ".join(str(result["seed"]) for result in results))
+        pairs = ""
+        if "superclass_pairs" in first:
+            pairs = "{:.2f} ({:.2f})".format(*(
+                statistics.mean(result[name] for result in results)
+                for name in ("superclass_pairs", "superclass_pairs_chance")
+            ))  # fmt: skip
+        lines.append([*cells, pairs])
+    return utils.markdown_table(lines)
+
+
+def mistakes_table(found: dict[str, list[dict]]) -> str:
+    """Where trees go wrong: within a group, which one branch decides, or between groups.
+
+    In % of the test images, beside the baseline's (in brackets) by the same groups; each the mean
+    over its seeds. Empty without a tree and a baseline.
+    """
+    lines = [["mistakes, % (baseline's)", "within a group", "between groups"]]
+    trees = [row for row in ROWS if row in found and is_tree(row)]
+    if not trees or "baseline" not in found:
+        return ""
+    for row in trees:
+        groups = [tree["group_classes"] for tree in found[row]]
+        ours = [_mistakes(*pair) for pair in zip(found[row], groups, strict=True)]
+        baselines = [_mistakes(whole, of) for whole in found["baseline"] for of in groups]
+        means = zip(np.mean(ours, axis=0), np.mean(baselines, axis=0), strict=True)
+        lines.append([row, *(f"{share:.2f} ({base:.2f})" for share, base in means)])
+    return utils.markdown_table(lines)
+
+
+def _mistakes(result: dict, groups: Sequence[Sequence[int]]) -> list[float]:
+    """% of the images that are mistaken within the groups and between them."""
+    counts = metrics.mistakes(np.array(result["confusion_matrix"]), groups)
+    return [100 * count / result["num_examples"] for count in counts]
+
+
+def _equal_counts(result: dict) -> tuple[int, int] | None:
+    """Weights and FLOPs of equal groups for a tree's result."""
+    groups = tuple(map(int, result["groups"].split("-")))
+    if max(groups) == 1:
+        return None
+    _, depth, k = result["network"].split("-")
+    config = resnet.NetworkConfig((int(depth) - 4) // 6, float(k), groups=groups)
+    return resnet.count(resnet.equal_tree(config))
+
+
+def page(found: dict[str, list[dict]]) -> str:
+    """The tables and what they were measured on."""
+    first = next(found[row] for row in sorted(found, key=lambda row: row == "narrow"))[0]
+    hardware = sorted(
+        {result["hardware"] for results_of_row in found.values() for result in results_of_row}
+    )
+    note = "" if first["dataset"] == "cifar100" else f" **on the {first['dataset']} data set**"
+    parts = [
+        f"{first['network']}, preset `{first['preset']}`{note}, {first['num_examples']:,} test "
+        f"images; evaluated on {'; '.join(hardware)}. The paper's numbers are of WRN-16-8.",
+        table_1(found),
+        table_2(found),
+        mistakes_table(found),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def write_into(path: str, text: str) -> None:
+    """Replace what is between the MARKERS of a file.
+
+    Raises:
+        ValueError: it does not have them.
+    """
+    with open(path, encoding="utf-8") as file:
+        before, begin, rest = file.read().partition(MARKERS[0])
+        _, end, after = rest.partition(MARKERS[1])
+    if not end:
+        raise ValueError(f"{path} lacks the lines {' and '.join(MARKERS)}: put them in")
+    with utils.atomic_write(path) as file:
+        file.write(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = parse_flags(argv)
+    text = page(find_results(flags.folder))
+    print(text)
+    if flags.write:
+        write_into(flags.write, text)
+        print(f"\nwritten into {flags.write}")
+    return 0
+
+
+if __name__ == "__main__":
+    utils.run_main(main)

@@ -1,0 +1,340 @@
+"""A run of one stage: steps, and what happens between them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import time
+import zlib
+from typing import NoReturn
+
+import numpy as np
+
+import cifar100
+import grouping
+import metrics
+import resnet
+import restore
+import rundir
+import utils
+from objective import METRICS, TERMS, Trainer, learning_rate, objective, stepwise
+from parallel import devices
+from utils import tf
+
+
+class Loop:
+    """Steps, and what happens between them: progress, validation, group records, checkpoints."""
+
+    def __init__(self, flags: argparse.Namespace, run: rundir.Run, trainer: Trainer, data: dict):
+        self.flags, self.run, self.trainer, self.data = flags, run, trainer, data
+        self.step = int(trainer.steps_done)
+        self.batches = self._batches()
+        self.steps_per_epoch = len(data["train"][1]) / flags.batch_size
+        self.predict = metrics.predictor(trainer.net, flags.precision)
+        self.evaluation = None  # the last validation
+        warmup = flags.lr_warmup_epochs * self.steps_per_epoch
+        if flags.lr_schedule != "step" and warmup >= flags.lr_total_steps:
+            raise ValueError(
+                f"--lr_warmup_epochs {flags.lr_warmup_epochs:g} takes all of the schedule's "
+                f"{flags.lr_total_steps} steps: make it smaller"
+            )
+        self.several_workers = isinstance(
+            trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy
+        )
+        self.saved = self.step if self.step in rundir.checkpoint_steps(run.directory) else None
+        self._first, self._start = self.step, 0.0  # of this process's steps but the first
+
+    def _batches(self) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+        """The training batches from this step on, each replica's share of them."""
+        flags, strategy = self.flags, self.trainer.strategy
+        replicas = strategy.num_replicas_in_sync
+        batches = cifar100.training_batches(
+            *self.data["train"], flags.batch_size, flags.seed, self.step
+        )
+        if replicas == 1:
+            return batches
+        if flags.batch_size % replicas:
+            raise ValueError(
+                f"--batch_size {flags.batch_size} cannot be shared out over {replicas} replicas: "
+                f"make it a multiple of {replicas}"
+            )
+        return strategy.distribute_datasets_from_function(
+            lambda context: cifar100.share_out(
+                batches, replicas, context.input_pipeline_id, context.num_input_pipelines
+            )
+        )
+
+    def check_workers(self) -> None:
+        """Raise ValueError unless all workers, if there are several, do the same from here on."""
+        if not self.several_workers:
+            return
+        own = ("train_dir", "data_dir", "basemodel", "checkpoint")  # paths may differ
+        flags = {name: value for name, value in vars(self.flags).items() if name not in own}
+        workers = self.trainer.strategy.num_replicas_in_sync
+        number = zlib.crc32(json.dumps([self.step, flags, self.trainer.description]).encode())
+        number %= 2**24 // workers  # their sum is exact in float32
+        if self.trainer.total(tf.constant(float(number))) != workers * number:
+            raise ValueError(
+                f"the workers differ in their flags, their data set or the step that they start "
+                f"from (here: {self.step}): give all the same, and a --train_dir that they share"
+            )
+
+    def learning_rate(self) -> float:
+        return learning_rate(self.flags, self.step, self.steps_per_epoch)
+
+    def gamma2_growth(self) -> float:
+        """Factor of gamma2 at this step."""
+        f = self.flags
+        return stepwise(self.step, self.steps_per_epoch, 1.0, f.gamma2_growth, f.gamma2_step_epoch)
+
+    def train(self, interruption: utils.Interruption) -> None:
+        """Steps up to `max_steps` or an interruption; a checkpoint at the end of either."""
+        flags, batches = self.flags, iter(self.batches)
+        while self.step < flags.max_steps and not self._interrupted(interruption):
+            rate = self.learning_rate()
+            images, labels = next(batches)
+            values = self.trainer.step(
+                images, labels, tf.constant(rate, tf.float32), tf.constant(self.gamma2_growth())
+            )
+            self._check_finite(values.numpy())
+            self.step += 1
+            if self.step == self._first + 1:
+                self._start = time.perf_counter()
+            last = self.step == flags.max_steps
+            if last or self.step % flags.display == 0:
+                self._progress(rate)
+            if self._groups_due(last):
+                self._record_groups()
+            if last or self.step % flags.val_interval == 0:
+                self.validate()
+            if last or self.step % flags.checkpoint_interval == 0:
+                self.save()
+        self.save()
+
+    def _interrupted(self, interruption: utils.Interruption) -> bool:
+        """Whether this process was interrupted; of several workers, whether any was."""
+        if self.several_workers:
+            status = interruption.status  # a signal that comes from now on counts at the next step
+            if self.trainer.total(tf.constant(float(status))) == 0:
+                return False
+            interruption.status = status or 143
+        return bool(interruption.status)
+
+    def _check_finite(self, values: np.ndarray) -> None:
+        if np.isfinite(values).all():
+            return
+        bad = [name for name, value in zip(METRICS, values, strict=True) if not np.isfinite(value)]
+        self._stop(bad[1] if bad[0] == "loss" and len(bad) > 1 else bad[0], self.step + 1)
+
+    def _stop(self, first: str, step: int) -> NoReturn:
+        steps = rundir.checkpoint_steps(self.run.directory)
+        last = rundir.checkpoint_path(self.run.directory, steps[-1]) if steps else "none"
+        raise ValueError(
+            f"the loss is not finite at step {step}: {first} went first, learning rate "
+            f"{self.learning_rate():g}; the last good checkpoint is {last}; lower --initial_lr or "
+            "the gammas"
+        )
+
+    def _progress(self, rate: float) -> None:
+        """One line, and one record: the means since the last one."""
+        flags = self.flags
+        *sums, count = self.trainer.totals.numpy().tolist()
+        self.trainer.totals.assign(tf.zeros_like(self.trainer.totals))
+        means = {name: value / count for name, value in zip(METRICS, sums, strict=True)}
+        timed = self.step - self._first - 1
+        line = f"step {self.step}/{flags.max_steps}  loss {means['loss']:.4f}  "
+        line += f"accuracy {means['accuracy']:.3f}  lr {rate:g}"
+        if timed:
+            seconds = (time.perf_counter() - self._start) / timed
+            left = seconds * (flags.max_steps - self.step)
+            line += f"  {flags.batch_size / seconds:.0f} images/s  {_duration(left)} left"
+        utils.say(line)
+        if self.flags.stage != "group":
+            means = {name: value for name, value in means.items() if name not in TERMS}
+        self.run.log(self.step, **means, learning_rate=rate)
+
+    def _groups_due(self, last: bool) -> bool:
+        if self.flags.stage != "group":
+            return False
+        return last or self.step % self.flags.group_summary_interval == 0
+
+    def _record_groups(self) -> None:
+        """How sharp the indicators are and how many features each group has."""
+        net = self.trainer.net
+        sharp = grouping.sharpness(net)
+        sizes = {
+            name: np.bincount(np.argmax(alpha, axis=0), minlength=alpha.shape[0]).tolist()
+            for name, alpha in net.alphas.items()
+        }
+        self.run.log(
+            self.step, **{f"sharpness/{name}": v for name, v in sharp.items()}, group_sizes=sizes
+        )
+        shares = "  ".join(
+            f"{name} {v:.2f} {'/'.join(map(str, sizes[name]))}" for name, v in sharp.items()
+        )
+        utils.say(f"    largest share and sizes of groups: {shares}")
+        self.run.log_pictures(self.step, self._draw)
+
+    def _draw(self) -> dict:
+        """The report's pictures of the groups as they are now."""
+        from report import (
+            figures,
+        )  # matplotlib takes a second to load, which most runs need not spend
+
+        net = self.trainer.net
+        drawn = {"sharpness": figures.sharpness(self.run.metrics)}
+        with contextlib.suppress(ValueError):  # a group may still be empty
+            drawn["weights"] = figures.weights(net)
+            if net.config.groups[2] > 1:
+                groups = [classes.tolist() for classes in resnet.class_groups(net)]
+                data = cifar100.describe(self.flags.data_dir)
+                drawn["superclasses"] = figures.superclasses(groups, data)
+        return drawn
+
+    def validate(self) -> None:
+        """Validation accuracy, into the log; a new best is kept as a checkpoint."""
+        best = self.run.best()
+        found = metrics.evaluate(self.predict, *self.data["val"], self.flags.batch_size)
+        self.run.log(self.step, val_accuracy=found.accuracy, val_cross_entropy=found.cross_entropy)
+        utils.say(f"    validation: accuracy {found.accuracy:.4f}")
+        if best is None or found.accuracy > best[1]:
+            self.save()
+        self.evaluation = found
+
+    def save(self) -> None:
+        """A checkpoint of this step, unless there is one or the last update spoiled the weights."""
+        if self.saved == self.step:
+            return
+        if not self.trainer.is_finite():
+            self._stop("weights", self.step)
+        self.run.save(self.trainer.checkpoint, self.step)
+        self.saved = self.step
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Everything that a command of train.py does; returns the exit status."""
+    dataset = cifar100.describe(flags.data_dir)
+    complete = restore.finished_result(flags, dataset)
+    if complete:
+        print(f"{flags.train_dir} was complete before\n{_last_line(complete)}")
+        return 0
+    strategy = devices.strategy(flags.devices)
+    if flags.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    data = {split: cifar100.load(flags.data_dir, split) for split in ("train", "val")}
+    class_groups = "" if flags.stage == "baseline" else "learned"
+    if flags.groups:
+        class_groups = os.path.splitext(os.path.basename(flags.groups))[0]
+    run_info = {
+        "stage": flags.stage,
+        "seed": flags.seed,
+        "preset": flags.preset,
+        "class_groups": class_groups,
+        "dataset": dataset["dataset"],
+        "indices_sha256": dataset.get("indices_sha256", ""),
+    }
+    try:
+        with utils.Interruption() as interruption:  # after the strategy, which may take signals
+            return _run(flags, data, run_info, strategy, interruption)
+    except tf.errors.OpError as error:
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            "lost another worker, which may say why: start all workers again, they go on from the "
+            f"newest checkpoint (TensorFlow: {reason})"
+        ) from error
+
+
+def _run(flags, data, run_info, strategy, interruption) -> int:
+    """A run from its start to its end or interruption; returns the exit status."""
+    kind = rundir.Run if devices.is_chief(strategy) else rundir.Follower
+    with kind(flags.train_dir, flags.keep) as run:
+        net, path, run_info = restore.starting_point(flags, run, run_info)
+        trainer = Trainer(net, objective(flags), run_info, strategy, flags.jit_compile)
+        if path:
+            trainer.restore(path)
+        net, step = trainer.net, int(trainer.steps_done)
+        if flags.max_steps < step:
+            raise ValueError(
+                f"--max_steps {flags.max_steps} is less than the {step} steps already done in "
+                f"{path}: raise it, or start from another checkpoint in another --train_dir"
+            )
+        weights, flops = resnet.count(net)
+        utils.say(
+            f"{net.config.name}, groups {grouping.format_groups(net.config.groups)}, stage "
+            f"{flags.stage}: {weights:,} weights, {flops:,} FLOPs an image; "
+            f"{len(data['train'][1]):,} training images ({run_info['dataset']}); "
+            f"{rundir.hardware()}"
+        )
+        loop = Loop(flags, run, trainer, data)
+        loop.check_workers()
+        if step and os.path.exists(run.path("config.json")):
+            restore.print_changed_flags(run.path("config.json"), flags, step, len(data["train"][1]))
+        run.write("config.json", {
+            "flags": vars(flags),
+            "network": resnet.to_dict(net)["config"],
+            "dataset": run_info["dataset"],
+            "hardware": rundir.hardware(),
+            "versions": rundir.versions(),
+        })  # fmt: skip
+        if rundir.checkpoint_steps(flags.train_dir):
+            run.resume_metrics(step)
+        else:
+            run.begin()
+        cut_now, no_steps = step == 0 and flags.stage == "split", step == flags.max_steps
+        if run.best() is None and (cut_now or no_steps):
+            loop.validate()
+        loop.train(interruption)
+        return finish(loop, interruption, run_info)
+
+
+def finish(loop: Loop, interruption: utils.Interruption, run_info: dict) -> int:
+    """The last line, and result.json where the run is complete; returns the exit status."""
+    flags, run = loop.flags, loop.run
+    best = dict(zip(("best_step", "best_accuracy"), run.best() or (), strict=False))
+    if interruption.status and loop.step < flags.max_steps:
+        utils.say(
+            f"interrupted at step {loop.step}: {_best_words(best)}; the same command goes on from "
+            "here"
+        )
+        return interruption.status
+    if loop.evaluation is None:  # it was interrupted after its last step
+        loop.evaluation = metrics.evaluate(loop.predict, *loop.data["val"], flags.batch_size)
+    replicas = loop.trainer.strategy.num_replicas_in_sync
+    values = metrics.result(
+        loop.trainer.net,
+        loop.evaluation,
+        split="val",
+        step=loop.step,
+        precision=flags.precision,
+        placement="single" if replicas == 1 else f"{replicas} replicas",
+        devices=flags.devices or [devices.default_device()],
+        **run_info,
+    )
+    values |= best
+    run.write("result.json", values)
+    utils.say(_last_line(values))
+    return 0
+
+
+def _last_line(result: dict) -> str:
+    """What a complete run says at last."""
+    return (
+        f"done: validation accuracy {result['accuracy']:.4f} at step {result['step']}; "
+        f"{_best_words(result)}"
+    )
+
+
+def _best_words(result: dict) -> str:
+    if "best_step" not in result:
+        return "no validation yet"
+    return f"best validation accuracy {result['best_accuracy']:.4f} at step {result['best_step']}"

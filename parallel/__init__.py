@@ -1,0 +1,1 @@
+"""One network on several devices: a tree's branches, training, workers on other machines."""

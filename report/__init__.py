@@ -1,0 +1,1 @@
+"""What a run learned, in pictures on one page: `python -m report RUN`."""
