@@ -65,8 +65,8 @@ def prepare() -> None:
 def fail(problem: str) -> None:
     """End a command with one line that says how to get what it needs."""
     sys.exit(
-        f"{program()}: error: {problem}: `pip install -r requirements.txt` brings all that is needed, "
-        "./quickstart.sh makes a .venv with it, and the other .sh scripts use that"
+        f"{program()}: error: {problem}: `pip install -r requirements.txt` brings all that is "
+        "needed, ./quickstart.sh makes a .venv with it, and the other .sh scripts use that"
     )
 
 
@@ -241,7 +241,7 @@ def path(text: str) -> str:
 
 
 def program() -> str:
-    """What this command is called in its messages: `train.py`, or `report` of `python -m report`."""
+    """This command's name in its messages: `train.py`, or `report` of `python -m report`."""
     folder, name = os.path.split(os.path.abspath(sys.argv[0]))
     return os.path.basename(folder) if name == "__main__.py" else name
 
