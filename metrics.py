@@ -39,8 +39,8 @@ class Evaluation:
 
 def predictor(net, precision: str = "float32", jit_compile: bool = False):
     """`predict(images, labels)` -> predicted classes int64 `[B]` and the sum of cross entropies."""
-    pictures = tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3])
-    signature = [pictures, tf.TensorSpec([None], tf.int32)]
+    images_spec = tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3])
+    signature = [images_spec, tf.TensorSpec([None], tf.int32)]
 
     @tf.function(input_signature=signature, jit_compile=jit_compile)
     def predict(images, labels):

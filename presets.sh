@@ -52,6 +52,17 @@ use_preset() { # NAME
         SPLIT_FLAGS=("${COMMON[@]}" --max_steps 5000 --lr_first_step 3500)
         DROPOUT=0.9 DEEP_DROPOUT=1 K_NARROW=2.875 REST=13
         ;;
+    cpu-small) # WRN-16-2, 40 epochs: the preset before `cpu`, of the rows in results/
+        COMMON=(--val_interval 500 --checkpoint_interval 500)
+        ALL_FLAGS=("${COMMON[@]}" --k 2 --max_steps 20000 --lr_decay 0.3
+            --lr_step_epoch '24,30,34,37,39')
+        FIRST_FLAGS=("${COMMON[@]}" --k 2 --max_steps 7000 --lr_step_epoch 13)
+        GROUP_FLAGS=("${FIRST_FLAGS[@]}" --dropout_keep_prob 1 --gamma1 0.4 --gamma3 4
+            --gamma2_step_epoch 10 --group_lr_scale 10 --group_summary_interval 500)
+        SPLIT_FLAGS=("${COMMON[@]}" --max_steps 13000 --lr_decay 0.3
+            --lr_step_epoch '10,16,20,23,25')
+        DROPOUT=0.9 DEEP_DROPOUT=1 K_NARROW=1.4375 REST=13
+        ;;
     smoke) # WRN-16-1, 6 epochs: minutes
         COMMON=(--batch_size 60 --val_interval 500 --checkpoint_interval 500)
         ALL_FLAGS=("${COMMON[@]}" --k 1 --max_steps 4350 --lr_step_epoch 5.1)
@@ -63,6 +74,6 @@ use_preset() { # NAME
         SPLIT_FLAGS=("${COMMON[@]}" --max_steps 1500 --initial_lr 0.05 --lr_step_epoch 1.3)
         DROPOUT=0.9 DEEP_DROPOUT=1 K_NARROW=0.6875 REST=9
         ;;
-    *) fail "PRESET is paper, cpu or smoke, not '$1'" ;;
+    *) fail "PRESET is paper, cpu, cpu-small or smoke, not '$1'" ;;
     esac
 }

@@ -139,8 +139,8 @@ tell_time() { # copies group.sh's output; after its first steps says how long ev
     while IFS= read -r line; do
         printf '%s\n' "$line"
         if [ -z "$told" ] && [[ $line =~ ([0-9]+):([0-9]+):([0-9]+)\ left ]]; then
-            told=$((10#${BASH_REMATCH[1]} * 60 + 10#${BASH_REMATCH[2]} + 1))
-            echo "== about $(((told * (10 + REST) + 9) / 10)) minutes to the end, at the speed so far"
+            told=$((10#${BASH_REMATCH[1]} * 3600 + 10#${BASH_REMATCH[2]} * 60 + 10#${BASH_REMATCH[3]}))
+            echo "== about $((told * (10 + REST) / 600 + 1)) minutes to the end, at the speed so far"
         fi
     done
 }

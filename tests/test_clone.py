@@ -115,7 +115,7 @@ def test_copies_of_all_scripts(spool, stub, tmp_path):
 @pytest.mark.parametrize("shell", SHELLS)
 def test_other_shells_are_told_to_be_bash(shell, name, tmp_path):
     error = fails(shell, os.path.join(ROOT, name), says="use bash: bash ", status=2, cwd=tmp_path)
-    assert error.startswith(f"{name}: error: ")
+    assert error.startswith(f"{os.path.basename(name)}: error: ")
 
 
 def test_what_the_callers_shell_exports(stub, tmp_path):
@@ -129,7 +129,7 @@ def test_what_the_callers_shell_exports(stub, tmp_path):
     }  # fmt: skip
     assert run("./group.sh", cwd=ROOT, **settings, **stub) == (0, started("train.py"), "")
     assert run("bash", "--posix", "group.sh", cwd=ROOT, **stub)[1] == started("train.py")
-    status, output, error = run("./table.sh", "deep_2-2-2", cwd=ROOT, **settings, **stub)
+    status, output, error = run("experiments/run.sh", "deep_2-2-2", cwd=ROOT, **settings, **stub)
     assert (status, error) == (0, "") and output.count("\n") == 5 and "stray" not in output
 
 
@@ -218,7 +218,7 @@ def checkout(tmp_path):
     """What quickstart.sh needs to make .venv; nothing is installed, and status 7 is success."""
     here = tmp_path / "a checkout & more"
     here.mkdir()
-    for name in ("quickstart.sh", "split.sh", "environment.sh"):
+    for name in ("quickstart.sh", "split.sh", "presets.sh"):
         shutil.copy(os.path.join(ROOT, name), here)
     (here / "requirements.txt").write_text("pip\n")
     (here / "download_cifar100.py").write_text("raise SystemExit(7)")

@@ -92,9 +92,9 @@ def test_two_devices_lose_what_one_does(stage, alone, data, tmp_path):
 
 LOSSES_OF_THE_SAME_IMAGES = """
 import sys
-import utils
-import tensorflow as tf
-import placement, resnet, train
+import objective, resnet
+from parallel import devices
+from utils import tf
 
 strategy = devices.strategy(["/CPU:0", "/CPU:1"])
 config = resnet.NetworkConfig(1, k=1, groups=(2, 2, 2), dropout_keep_prob=float(sys.argv[1]))

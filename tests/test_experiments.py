@@ -250,7 +250,9 @@ def test_dropout_is_where_the_paper_has_it(caught):
         assert given.basemodel == first.train_dir
 
 
-@pytest.mark.parametrize("preset, k", [("paper", ""), ("cpu", ""), ("smoke", ""), ("cpu", "2")])
+@pytest.mark.parametrize(
+    "preset, k", [("paper", ""), ("cpu", ""), ("cpu-small", ""), ("smoke", ""), ("cpu", "2")]
+)
 def test_rows_have_the_same_number_of_steps(preset, k, caught):
     """Steps and drops of the rate of all rows are those of group.sh and split.sh."""
     group, split = caught(preset, "experiments/run.sh", "deep_2-2-2", K=k)

@@ -104,11 +104,11 @@ def test_shell_syntax(path):
         "shellcheck"
     )
     if shellcheck is None:
-        pytest.skip("shellcheck is not installed (requirements-dev.txt has it)")
+        pytest.skip("shellcheck is not installed (tests/requirements.txt has it)")
     subprocess.run([shellcheck, "-x", path], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("preset", ["paper", "cpu", "smoke"])
+@pytest.mark.parametrize("preset", ["paper", "cpu", "cpu-small", "smoke"])
 @pytest.mark.parametrize("script", ["group.sh", "split.sh"])
 def test_presets_are_valid(script, preset, tmp_path):
     """The flags of a script, caught on their way to train.py, pass its checks."""
@@ -144,7 +144,7 @@ def test_presets_are_valid(script, preset, tmp_path):
 def test_unknown_preset():
     for script in ("group.sh", "split.sh", "eval.sh", "quickstart.sh"):
         done = run_script(script, PRESET="huge", check=False)
-        assert done.returncode == 2 and "PRESET is paper, cpu or smoke" in done.stderr
+        assert done.returncode == 2 and "PRESET is paper, cpu, cpu-small or smoke" in done.stderr
 
 
 def test_pipeline_with_flags_that_override(tmp_path, data_dir):
@@ -243,7 +243,7 @@ def quickstart(tmp_path):
     here, log = tmp_path / "a copy", tmp_path / "log"
     python = here / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    for name in ("quickstart.sh", "group.sh", "split.sh", "eval.sh", "environment.sh"):
+    for name in ("quickstart.sh", "group.sh", "split.sh", "eval.sh", "presets.sh"):
         shutil.copy(os.path.join(ROOT, name), here)
     requirements = shutil.copy(os.path.join(ROOT, "requirements.txt"), here)
     python.write_text(STUB)
@@ -281,8 +281,8 @@ def test_quickstart_goes_through_the_pipeline(quickstart):
 def test_quickstart_says_how_long_it_takes(quickstart):
     quickstart()
     assert quickstart.out.count("minutes to the end") == 1
-    # 5:12 and half as much again, in whole minutes.
-    assert "0:05:12 left\n== about 9 minutes to the end" in quickstart.out
+    # 5:12 and 0.9 as much again, in whole minutes.
+    assert "0:05:12 left\n== about 10 minutes to the end" in quickstart.out
     assert quickstart(GROUP="130")[0] == 130  # an interruption ends it
 
 
