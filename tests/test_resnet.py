@@ -308,7 +308,7 @@ def test_bfloat16_leaves_logits_and_statistics_in_float32():
 def test_description_round_trip():
     dense = grouped_net((2, 4, 4), k=2)
     for net in (dense, resnet.split(dense)):
-        again = resnet.build(resnet.describe(net))
+        again = resnet.build(resnet.to_dict(net))
         resnet.load_weights(again, {v.name.split(":")[0]: v.numpy() for v in net.variables})
         np.testing.assert_array_equal(again(images()), net(images()))
         assert resnet.count(again) == resnet.count(net)
