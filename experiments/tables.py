@@ -187,8 +187,8 @@ def _notes(found: dict[str, list[dict]]) -> str:
         notes.append(f"Where ± stands, the mean of {of} and its standard error.")
     low = [row for row in ROWS if any(_trained_in(r) == "bfloat16" for r in found.get(row, []))]
     if low:
-        which = "All rows" if len(low) == len(found) else ", ".join(low)
-        notes.append(f"{which} were trained in bfloat16 and evaluated in float32.")
+        which = "all rows" if len(low) == len(found) else ", ".join(low)
+        notes.append(f"Trained in bfloat16 and evaluated in float32: {which}.")
     return " ".join(notes)
 
 
