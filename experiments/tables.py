@@ -4,7 +4,8 @@
     python -m experiments.tables runs/cpu/table     of the rows that experiments/run.sh has made
     python -m experiments.tables --write FILE       into a page, between its markers
 
-Errors are of the 10,000 test images, at the end of the last stage: nothing is picked.
+A page has markers of all tables (docs/results.md) or of the summary (README.md). Errors are of the
+10,000 test images, at the end of the last stage: nothing is picked.
 """
 
 from __future__ import annotations
@@ -21,9 +22,22 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 import metrics
 import resnet
 import utils
-from experiments.rows import RESULTS, ROWS, TABLE_1, TABLE_2, VARIANTS, find_results, is_tree
+from experiments.rows import (
+    RESULTS,
+    ROWS,
+    TABLE_1,
+    TABLE_2,
+    VARIANTS,
+    find_results,
+    is_published,
+    is_tree,
+)
 
-MARKERS = ("<!-- results: written by experiments/tables.py -->", "<!-- end of results -->")
+MARKERS = {
+    name: (f"<!-- {name}: written by experiments/tables.py -->", f"<!-- end of {name} -->")
+    for name in ("results", "summary")
+}
+KINDS = {"S": "semantic", "C": "clustering", "R": "random"}  # of groups; else they are learned
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -66,8 +80,8 @@ def table_1(found: dict[str, list[dict]]) -> str:
 
 def table_2(found: dict[str, list[dict]]) -> str:
     """What each network that we have costs, counted from the actual one."""
-    saved = "saved (paper; equal groups)"
-    head = ["network", "weights", saved, "FLOPs", saved, "error, %", "seeds", "pairs (chance)"]
+    shares = ["saved", "saved by equal groups", "saved in the paper"]
+    head = ["network", "weights", *shares, "FLOPs", *shares, "error, %", "seeds", "pairs (chance)"]
     lines = [head]
     whole = found.get("baseline", [None])[0]
     for row in (name for name in ROWS if name in found):
@@ -77,12 +91,10 @@ def table_2(found: dict[str, list[dict]]) -> str:
         equal = _equal_counts(first)
         for i, name in enumerate(("weights", "flops")):
             count = statistics.mean(result[name] for result in results)
-            cells.append(f"{count / 1e6:.3f} M" if name == "weights" else f"{count / 1e9:.3f} G")
-            share = f"{100 * (1 - count / whole[name]):.1f} %" if whole else ""
-            if whole and equal:
-                paper = f"{TABLE_2[row][i]:.2f} %" if row in TABLE_2 else "–"
-                share += f" ({paper}; {100 * (1 - equal[i] / whole[name]):.1f} %)"
-            cells.append(share)
+            cells.append(_count(name, count))
+            cells.append(f"{100 * (1 - count / whole[name]):.1f} %" if whole else "")
+            cells.append(f"{100 * (1 - equal[i] / whole[name]):.1f} %" if whole and equal else "")
+            cells.append(f"{TABLE_2[row][i]:.2f} %" if row in TABLE_2 else "")
         cells.append(_percent(results, None))
         cells.append(", ".join(str(result["seed"]) for result in results))
         pairs = ""
@@ -93,6 +105,10 @@ def table_2(found: dict[str, list[dict]]) -> str:
             ))  # fmt: skip
         lines.append([*cells, pairs])
     return utils.markdown_table(lines)
+
+
+def _count(name: str, count: float) -> str:
+    return f"{count / 1e6:.3f} M" if name == "weights" else f"{count / 1e9:.3f} G"
 
 
 def mistakes_table(found: dict[str, list[dict]]) -> str:
@@ -130,16 +146,66 @@ def _equal_counts(result: dict) -> tuple[int, int] | None:
     return resnet.count(resnet.equal_tree(config))
 
 
+def summary_table(found: dict[str, list[dict]]) -> str:
+    """One line a network: its groups, what it costs, our error and the paper's."""
+    head = ["network", "groups", "weights", "FLOPs", "test error, %", "paper's, %"]
+    lines = [head]
+    for title, row, *paper in TABLE_1:
+        for kind, error in zip(("", *VARIANTS), (paper[-1], *paper), strict=False):
+            results = found.get(f"{row}-{kind}" if kind else row)
+            if not results:
+                continue
+            groups = ""
+            if is_tree(row):
+                groups = f"{results[0]['groups']}, {KINDS.get(kind, 'learned')}"
+            network = title.partition(" (")[0].replace("WRN-16-k", results[0]["network"])
+            counts = [
+                _count(name, statistics.mean(result[name] for result in results))
+                for name in ("weights", "flops")
+            ]
+            published = "" if error is None else f"{error:.2f}"
+            lines.append([network, groups, *counts, _percent(results, None), published])
+    return utils.markdown_table(lines)
+
+
+def _setting(found: dict[str, list[dict]]) -> str:
+    """What all rows have in common, in words."""
+    first = next(found[row] for row in sorted(found, key=lambda row: row == "narrow"))[0]
+    note = "" if first["dataset"] == "cifar100" else f" **on the {first['dataset']} data set**"
+    return (
+        f"{first['network']}, preset `{first['preset']}`{note}, {first['num_examples']:,} test "
+        "images"
+    )
+
+
+def _notes(found: dict[str, list[dict]]) -> str:
+    """What a reader has to know of the numbers, in sentences."""
+    notes = ["The paper's numbers are of WRN-16-8."]
+    numbers = {len(results) for results in found.values()} - {1}
+    if numbers:
+        of = f"{numbers.pop()} seeds" if len(numbers) == 1 else "several seeds"
+        notes.append(f"Where ± stands, the mean of {of} and its standard error.")
+    low = [row for row in ROWS if any(_trained_in(r) == "bfloat16" for r in found.get(row, []))]
+    if low:
+        which = "all rows" if len(low) == len(found) else ", ".join(low)
+        notes.append(f"Trained in bfloat16 and evaluated in float32: {which}.")
+    return " ".join(notes)
+
+
+def _trained_in(result: dict) -> str:
+    """The precision of a row's last stage."""
+    run = os.path.dirname(result["path"])
+    run = run if is_published(result) else os.path.dirname(run)
+    return utils.read_json(os.path.join(run, "config.json"))["flags"]["precision"]
+
+
 def page(found: dict[str, list[dict]]) -> str:
     """The tables and what they were measured on."""
-    first = next(found[row] for row in sorted(found, key=lambda row: row == "narrow"))[0]
     hardware = sorted(
         {result["hardware"] for results_of_row in found.values() for result in results_of_row}
     )
-    note = "" if first["dataset"] == "cifar100" else f" **on the {first['dataset']} data set**"
     parts = [
-        f"{first['network']}, preset `{first['preset']}`{note}, {first['num_examples']:,} test "
-        f"images; evaluated on {'; '.join(hardware)}. The paper's numbers are of WRN-16-8.",
+        f"{_setting(found)}; evaluated on {'; '.join(hardware)}. {_notes(found)}",
         table_1(found),
         table_2(found),
         mistakes_table(found),
@@ -147,28 +213,49 @@ def page(found: dict[str, list[dict]]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def write_into(path: str, text: str) -> None:
+def summary(found: dict[str, list[dict]]) -> str:
+    """The one table of the README."""
+    return f"{_setting(found)}. {_notes(found)}\n\n{summary_table(found)}"
+
+
+def write_into(path: str, texts: dict[str, str]) -> list[str]:
     """Replace what is between the MARKERS of a file.
 
+    Args:
+        texts: by the names of the markers; a file has some of these.
+
+    Returns:
+        The names that it has.
+
     Raises:
-        ValueError: it does not have them.
+        ValueError: it has none.
     """
     with open(path, encoding="utf-8") as file:
-        before, begin, rest = file.read().partition(MARKERS[0])
-        _, end, after = rest.partition(MARKERS[1])
-    if not end:
-        raise ValueError(f"{path} lacks the lines {' and '.join(MARKERS)}: put them in")
+        page = file.read()
+    written = []
+    for name, text in texts.items():
+        first, last = MARKERS[name]
+        before, begin, rest = page.partition(first)
+        _, end, after = rest.partition(last)
+        if end:
+            page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
+            written.append(name)
+    if not written:
+        pairs = " or ".join(" and ".join(MARKERS[name]) for name in texts)
+        raise ValueError(f"{path} lacks the lines {pairs}: put them in")
     with utils.atomic_write(path) as file:
-        file.write(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+        file.write(page)
+    return written
 
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
-    text = page(find_results(flags.folder))
-    print(text)
+    found = find_results(flags.folder)
+    texts = {"results": page(found), "summary": summary(found)}
+    print(texts["results"])
     if flags.write:
-        write_into(flags.write, text)
-        print(f"\nwritten into {flags.write}")
+        written = write_into(flags.write, texts)
+        print(f"\nwritten into {flags.write}: {', '.join(written)}")
     return 0
 
 

@@ -75,14 +75,18 @@ def test_tables_and_report_of_the_rows(made, tmp_path, monkeypatch):
     status, out, error = inside("report", made / "seed0" / "deep_2-2-2", "--data_dir", data)
     assert status == 0, error
     assert "validation         grouped 0." in out and "test accuracy      finetuned tree 0." in out
-    (tmp_path / "README.md").write_text(
-        f"before\n{tables.MARKERS[0]}\nold\n{tables.MARKERS[1]}\nafter\n"
-    )
+    pages = {name: tmp_path / f"{name}.md" for name in tables.MARKERS}
+    for name, (begin, end) in tables.MARKERS.items():
+        pages[name].write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     assert inside("experiments/publish.py", made)[0] == 0
-    status, out, error = inside("experiments/tables.py", made, "--write", "README.md")
-    assert status == 0, error
-    text = (tmp_path / "README.md").read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    texts = {}
+    for name, file in pages.items():
+        status, out, error = inside("experiments/tables.py", made, "--write", file.name)
+        assert status == 0, error
+        texts[name] = text = file.read_text()
+        assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert texts["results"].count("|") > texts["summary"].count("|")
+    text = texts["results"]
     first = utils.read_json(tmp_path / "results" / "deep_2-2-2" / "result.json")
     assert f"{100 * first['error']:.2f} (24.62)" in text and "synthetic data set" in text
     equal = resnet.count(resnet.equal_tree(resnet.NetworkConfig(1, k=1, groups=(2, 2, 2))))
@@ -109,9 +113,10 @@ def test_tables_and_report_of_the_rows(made, tmp_path, monkeypatch):
     assert picture.exists() and inside("experiments/publish.py", made)[0] == 0
     assert not picture.exists()
     # From what was published the same comes out, to the last digit.
-    status, again, error = inside("experiments/tables.py", "--write", "README.md")
-    assert status == 0, error
-    assert (tmp_path / "README.md").read_text() == text
+    for name, file in pages.items():
+        status, again, error = inside("experiments/tables.py", "--write", file.name)
+        assert status == 0, error
+        assert file.read_text() == texts[name]
 
 
 def test_several_seeds(made, tmp_path):
@@ -124,6 +129,73 @@ def test_several_seeds(made, tmp_path):
     shutil.copytree(tmp_path / "seed1", tmp_path / "seed2")
     with pytest.raises(ValueError, match="two results of baseline, seed 1"):
         rows.find_results(str(tmp_path))
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A function that publishes a row of given numbers; all together are in the folder."""
+
+    def publish_row(place, seed=0, correct=70, precision="float32", **values):
+        result = {
+            "split": "test", "seed": seed, "step": 5, "precision": "float32", "preset": "smoke",
+            "dataset": "cifar100", "network": "WRN-16-2", "num_examples": 10000, "weights": 700000,
+            "flops": 200000000, "hardware": "a machine", "groups": "1-1-1",
+            "error": 1 - correct / 100,
+        }  # fmt: skip
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        utils.write_json(folder / "result.json", result | values)
+        flags = {"max_steps": 5, "precision": precision}
+        utils.write_json(folder / "config.json", {"flags": flags})
+        return str(tmp_path)
+
+    return publish_row
+
+
+def test_a_summary_has_a_line_a_network(published):
+    published("baseline")
+    published("narrow", network="WRN-16-1.4375", weights=366000, correct=67)
+    published("deep_2-2-2", correct=66, weights=360000, groups="2-2-2")
+    published("deep_2-2-2/seed1", seed=1, correct=68, weights=370000, groups="2-2-2")
+    folder = published("deep_2-2-2-R", correct=64.5, groups="2-2-2", flops=135e6)
+    text = tables.summary(rows.find_results(folder))
+    first, _, *table = text.splitlines()
+    assert first.startswith("WRN-16-2, preset `smoke`, 10,000 test images. The paper's numbers are")
+    assert "the mean of 2 seeds and its standard error" in first and "bfloat16" not in first
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    assert lines[2:] == [
+        ["WRN-16-2", "", "0.700 M", "0.200 G", "30.00", "24.28"],
+        ["narrower WRN, not split", "", "0.366 M", "0.200 G", "33.00", ""],
+        ["Deep", "2-2-2, learned", "0.365 M", "0.200 G", "33.00 ± 1.00", "24.62"],
+        ["Deep", "2-2-2, random", "0.700 M", "0.135 G", "35.50", "27.12"],
+    ]
+
+
+def test_summary_says_which_rows_were_trained_in_bfloat16(published):
+    published("baseline")
+    folder = published("narrow", precision="bfloat16")
+    says = "Trained in bfloat16 and evaluated in float32: {}."
+    for made_of in (tables.page, tables.summary):
+        assert says.format("narrow") in made_of(rows.find_results(folder))
+    shutil.rmtree(os.path.join(folder, "baseline"))
+    published("baseline", precision="bfloat16")
+    for made_of in (tables.page, tables.summary):
+        assert says.format("all rows") in made_of(rows.find_results(folder))
+
+
+def test_summary_and_results_are_written_between_their_own_markers(tmp_path):
+    file = tmp_path / "page.md"
+    (begin, end), (first, last) = tables.MARKERS["results"], tables.MARKERS["summary"]
+    file.write_text(f"a\n{first}\n{last}\nb\n{begin}\nold\n{end}\nc\n")
+    texts = {"results": "all", "summary": "few"}
+    assert tables.write_into(str(file), texts) == ["results", "summary"]
+    expected = f"a\n{first}\n\nfew\n\n{last}\nb\n{begin}\n\nall\n\n{end}\nc\n"
+    assert file.read_text() == expected
+    file.write_text(f"{begin}\n{end}\n{first}\n")
+    assert tables.write_into(str(file), texts) == ["results"]
+    file.write_text(f"{begin}\n{last}\n")
+    with pytest.raises(ValueError, match="put them in"):
+        tables.write_into(str(file), texts)
 
 
 def test_where_the_mistakes_are():
@@ -198,7 +270,7 @@ def test_what_is_refused(tmp_path):
     assert done.returncode == 2 and "no row 'dep_2-2-2'" in done.stderr and "shallow" in done.stderr
     (tmp_path / "page.md").write_text("no markers")
     with pytest.raises(ValueError, match="put them in"):
-        tables.write_into(str(tmp_path / "page.md"), "text")
+        tables.write_into(str(tmp_path / "page.md"), {"results": "text", "summary": "text"})
 
 
 @pytest.fixture
@@ -286,11 +358,16 @@ def test_rows_have_the_same_number_of_steps(preset, k, caught):
 
 
 def test_published_results_are_in_the_readme():
-    """The README holds what experiments/tables.py makes of results/, where there are any."""
+    """README.md and docs/results.md hold what experiments/tables.py makes of results/."""
     if not os.path.isdir(os.path.join(ROOT, "results")):
         pytest.skip("no results are published yet")
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        assert tables.page(rows.find_results(os.path.join(ROOT, "results"))) in file.read()
+    found = rows.find_results(os.path.join(ROOT, "results"))
+    for page, text in (
+        ("README.md", tables.summary(found)),
+        ("docs/results.md", tables.page(found)),
+    ):
+        with open(os.path.join(ROOT, page), encoding="utf-8") as file:
+            assert text in file.read(), f"python -m experiments.tables --write {page}"
     for path in glob.glob(os.path.join(ROOT, "results", "**", "metrics.jsonl"), recursive=True):
         with open(path, encoding="utf-8") as file:
             assert len([json.loads(line) for line in file]) <= publish.METRICS_LINES
