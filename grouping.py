@@ -258,8 +258,13 @@ def split_layers(net) -> Iterator[tuple[tf.Variable, str, str]]:
         yield net.logits.fc.weights, "p1", "q1"
 
 
-def regularizer_terms(net) -> dict[str, list[tf.Tensor]]:
+def regularizer_terms(net, equal_growth: bool = False) -> dict[str, list[tf.Tensor]]:
     """The values behind `regularizers`, in network order; empty lists if nothing is split."""
+
+    def overlap_of_pairs(q: tf.Tensor) -> tf.Tensor:
+        num_groups = q.shape[0]
+        return num_groups * (num_groups - 1) / 2 * overlap(q)
+
     soft = soft_assignments(net)
     free = [name for name in net.alphas if name not in ("p1", "q1")]
 
@@ -270,7 +275,7 @@ def regularizer_terms(net) -> dict[str, list[tf.Tensor]]:
         return values
 
     return {
-        "overlap": per_indicator(overlap),
+        "overlap": per_indicator(overlap_of_pairs if equal_growth else overlap),
         "weight_split": [weight_split(w, soft[p], soft[q]) for w, p, q in split_layers(net)],
         "uniform": per_indicator(uniform),
     }
@@ -291,15 +296,9 @@ def regularizers(net, weighted: bool = True, equal_growth: bool = False) -> dict
         on newly drawn weights (R_D the mean number of pairs with `equal_growth`), and all are 0
         where nothing is split.
     """
-    terms = regularizer_terms(net)
+    terms = regularizer_terms(net, equal_growth)
     if not terms["overlap"]:
         return {name: tf.zeros([]) for name in terms}
-    if equal_growth:
-        numbers = [alpha.shape[0] for name, alpha in net.alphas.items() if name != "p1"]
-        terms["overlap"] = [
-            number * (number - 1) / 2 * value
-            for number, value in zip(numbers, terms["overlap"], strict=True)
-        ]
     means = {name: tf.reduce_mean(tf.stack(values)) for name, values in terms.items()}
     if weighted:
         values = tf.stack(terms["weight_split"])
@@ -320,7 +319,7 @@ def growth_rates(net) -> dict[str, float]:
     Near uniform, R_D drives a deviation apart by 1 / (G (G - 1)) and R_W holds it back by 1 / G, up
     to factors that do not depend on G. So for many groups R_W wins and they do not form, unless R_D
     counts more. G - 1 times keeps the balance of two groups, and G / 2 in the rate the speed, but
-    was not enough for four beside a strong R_W (README, what governs convergence). So R_D counts
+    was not enough for four beside a strong R_W (docs/grouping.md). So R_D counts
     the pairs, G (G - 1) / 2 (`regularizers`): its pull is G / 2 times that on two groups.
     """
     rates = {}

@@ -126,8 +126,10 @@ class Loop:
     def _check_finite(self, values: np.ndarray) -> None:
         if np.isfinite(values).all():
             return
-        bad = [name for name, value in zip(METRICS, values, strict=True) if not np.isfinite(value)]
-        self._stop(bad[1] if bad[0] == "loss" and len(bad) > 1 else bad[0], self.step + 1)
+        finite = dict(zip(METRICS, np.isfinite(values), strict=True))
+        # The loss is their sum, so that it is to blame only where no term is.
+        bad = [name for name in (*METRICS[1:], "loss") if not finite[name]]
+        self._stop(bad[0], self.step + 1)
 
     def _stop(self, first: str, step: int) -> NoReturn:
         steps = rundir.checkpoint_steps(self.run.directory)
@@ -197,12 +199,14 @@ class Loop:
     def validate(self) -> None:
         """Validation accuracy, into the log; a new best is kept as a checkpoint."""
         best = self.run.best()
-        found = metrics.evaluate(self.predict, *self.data["val"], self.flags.batch_size)
-        self.run.log(self.step, val_accuracy=found.accuracy, val_cross_entropy=found.cross_entropy)
-        utils.say(f"    validation: accuracy {found.accuracy:.4f}")
-        if best is None or found.accuracy > best[1]:
+        evaluation = metrics.evaluate(self.predict, *self.data["val"], self.flags.batch_size)
+        self.run.log(
+            self.step, val_accuracy=evaluation.accuracy, val_cross_entropy=evaluation.cross_entropy
+        )
+        utils.say(f"    validation: accuracy {evaluation.accuracy:.4f}")
+        if not best or evaluation.accuracy > best["best_accuracy"]:
             self.save()
-        self.evaluation = found
+        self.evaluation = evaluation
 
     def save(self) -> None:
         """A checkpoint of this step, unless there is one or the last update spoiled the weights."""
@@ -290,8 +294,9 @@ def _run(flags, data, run_info, strategy, interruption) -> int:
             run.resume_metrics(step)
         else:
             run.begin()
-        cut_now, no_steps = step == 0 and flags.stage == "split", step == flags.max_steps
-        if run.best() is None and (cut_now or no_steps):
+        cut_now = flags.stage == "split" and step == 0
+        no_steps = step == flags.max_steps
+        if not run.best() and (cut_now or no_steps):
             loop.validate()
         loop.train(interruption)
         return finish(loop, interruption, run_info)
@@ -300,7 +305,7 @@ def _run(flags, data, run_info, strategy, interruption) -> int:
 def finish(loop: Loop, interruption: utils.Interruption, run_info: dict) -> int:
     """The last line, and result.json where the run is complete; returns the exit status."""
     flags, run = loop.flags, loop.run
-    best = dict(zip(("best_step", "best_accuracy"), run.best() or (), strict=False))
+    best = run.best()
     if interruption.status and loop.step < flags.max_steps:
         utils.say(
             f"interrupted at step {loop.step}: {_best_words(best)}; the same command goes on from "

@@ -148,7 +148,7 @@ class Linear(tf.Module):
         return (num_in + 1) * num_out, 2 * (num_in + 1) * num_out
 
 
-class ReLU:
+class DropoutReLU:
     """ReLU, in training with inverted dropout: a pure function of (seed, step) and the name.
 
     Both in one, so that what the next layer reads is all that the gradient needs: an output above
@@ -166,7 +166,7 @@ class ReLU:
                 f"training with dropout_keep_prob={self.keep_prob} needs dropout_seed=(seed, step)"
             )
         seed = tf.random.experimental.stateless_fold_in(seed, zlib.crc32(self.name.encode()))
-        # 8 or 16 random bits a feature: fewer than tf.nn.experimental.stateless_dropout draws.
+        # 8 or 16 random bits a feature, where tf.nn.experimental.stateless_dropout draws 32.
         draw = tf.uint8 if self.keep_prob * 2**8 % 1 == 0 else tf.uint16
         threshold = min(max(round(self.keep_prob * (draw.max + 1)), 1), draw.max)
         scale = (draw.max + 1) / threshold
@@ -192,10 +192,10 @@ class Block(tf.Module):
         stride = 2 if first and resolution < IMAGE_SIZE else 1
         train_scale = not config.bn_no_scale
         self.bn_1 = BatchNorm(f"{name}/bn_1", inputs, train_scale)
-        self.relu_1 = ReLU(f"{name}/dropout_1", keep_prob)
+        self.relu_1 = DropoutReLU(f"{name}/dropout_1", keep_prob)
         self.conv_1 = Conv(f"{name}/conv_1", 3, inputs, inner, resolution, stride, seed)
         self.bn_2 = BatchNorm(f"{name}/bn_2", inner, train_scale)
-        self.relu_2 = ReLU(f"{name}/dropout_2", keep_prob)
+        self.relu_2 = DropoutReLU(f"{name}/dropout_2", keep_prob)
         self.conv_2 = Conv(f"{name}/conv_2", 3, inner, outputs, resolution, 1, seed)
         self.first = first
         self.shortcut = None  # the identity
@@ -231,18 +231,19 @@ class Branch(tf.Module):
         if level == 1:
             filters = self._stem_features(partition)
             self.init_conv = Conv(f"{prefix}init_conv", 3, range(3), filters, IMAGE_SIZE, seed=seed)
-        while level < 4:
-            self._add_stage(partition, level, group, prefix, seed)
-            below, level = level, level + 1
-            children = partition.children(below, group)
+        for stage in range(level, 4):
+            self._add_stage(partition, stage, group, prefix, seed)
+            children = partition.children(stage, group)
             if len(children) > 1:
-                self._fork(partition, level, children, prefix, seed)
+                self._fork(partition, stage + 1, children, prefix, seed)
                 return
             group = children[0]
         self._add_head(partition, group, prefix, seed)
 
     def _stem_features(self, partition) -> np.ndarray:
         """Channels of `init_conv`, in the order of unit_1's where its shortcut is the identity."""
+        # The identity adds channel i to channel i, so both have to be in the order of unit_1's
+        # outputs, which is the one that the branches read. Behind a convolution any order will do.
         outputs, num_filters = partition.outputs(1, 0), self.config.features(0)
         return outputs if len(outputs) == num_filters else np.arange(num_filters)
 
@@ -271,7 +272,7 @@ class Branch(tf.Module):
 
     def _add_head(self, partition, group, prefix, seed):
         inputs, self.classes = partition.inputs(4, group), partition.classes(group)
-        self.relu = ReLU(f"{prefix}logits/dropout", self.config.keep_prob(4))
+        self.relu = DropoutReLU(f"{prefix}logits/dropout", self.config.keep_prob(4))
         self.unit_last, self.logits = tf.Module(), tf.Module()
         self.unit_last.bn = BatchNorm(f"{prefix}unit_last/bn", inputs)
         self.logits.fc = Linear(f"{prefix}logits/fc", inputs, self.classes, seed)

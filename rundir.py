@@ -396,13 +396,13 @@ class Run:
                 self._events = tf.summary.create_file_writer(self.directory)
         return self._events
 
-    def best(self, key: str = "val_accuracy") -> tuple[int, float] | None:
-        """(step, value) of the largest logged value, the earliest of equals."""
-        records = [record for record in self.metrics if key in record]
+    def best(self) -> dict[str, float]:
+        """`best_step` and `best_accuracy` of validation, the earliest of equals; {} before any."""
+        records = [record for record in self.metrics if "val_accuracy" in record]
         if not records:
-            return None
-        record = max(records, key=lambda r: (r[key], -r["step"]))
-        return record["step"], record[key]
+            return {}
+        best = max(records, key=lambda record: (record["val_accuracy"], -record["step"]))
+        return {"best_step": best["step"], "best_accuracy": best["val_accuracy"]}
 
     # checkpoints
 
@@ -439,7 +439,7 @@ class Run:
         # A damaged later one, passed over when this run began, is not what is to be kept.
         steps = [old for old in checkpoint_steps(self.directory) if old <= step]
         for old in steps[: -self.keep]:
-            if best is None or old != best[0]:
+            if old != best.get("best_step"):
                 path = checkpoint_path(self.directory, old)
                 os.replace(_index_file(path), _index_file(checkpoint_path(unfinished, old)))
                 os.remove(_data_file(path))

@@ -66,7 +66,7 @@ def test_newest_checkpoints_and_the_best_stay(tmp_path):
         for step, accuracy in enumerate([0.1, 0.5, 0.3, 0.5, 0.2, 0.4]):
             run.log(step, val_accuracy=accuracy)
             run.save(checkpoint, step)
-        assert run.best() == (1, 0.5)
+        assert run.best() == {"best_step": 1, "best_accuracy": 0.5}
         assert rundir.checkpoint_steps(str(tmp_path)) == [1, 4, 5]
         assert not [name for name in os.listdir(tmp_path) if "unfinished" in name]
         assert rundir.find_checkpoint(str(tmp_path)).endswith("model.ckpt-5")
