@@ -1,6 +1,9 @@
 """Copy finished rows into results/, and two networks into pretrained/, to be committed.
 
-python -m experiments.publish runs/cpu/table
+    python -m experiments.publish runs/cpu/table
+    python -m experiments.publish runs/k2/table --results results/trend/k2
+
+The second form is for rows of another width than that of results/: their networks stay.
 """
 
 from __future__ import annotations
@@ -26,20 +29,22 @@ PICTURES = ("sharpness.png", "superclasses.png")  # of the report, where it was 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """One folder; a mistake ends the program with one line."""
     parser = utils.FlagParser(__doc__, needed=("folder",))
-    parser.usage = "%(prog)s FOLDER"
-    parser.add_argument("folder", nargs="?", type=utils.path, help="what experiments/run.sh filled")
+    parser.usage = "%(prog)s FOLDER --FLAG VALUE ..."
+    add = parser.add_argument
+    add("folder", nargs="?", type=utils.path, help="what experiments/run.sh filled")
+    add("--results", type=utils.path, default=RESULTS, help=f"where to (default: {RESULTS})")
     return parser.parse_args(argv)
 
 
-def publish(folder: str, found: dict[str, list[dict]]) -> list[str]:
-    """Copy each row's result, flags, thinned metrics, groups and pictures into RESULTS.
+def publish(folder: str, found: dict[str, list[dict]], to: str = RESULTS) -> list[str]:
+    """Copy each row's result, flags, thinned metrics, groups and pictures into `to`.
 
     The baseline that given groups cut is copied as a part of their row. The weights of
     PRETRAINED_ROWS, without the optimizer's state, go to PRETRAINED. Returns the folders that it
     wrote.
 
     Raises:
-        ValueError: they are published already, or RESULTS holds those of another preset, network
+        ValueError: they are published already, or `to` holds those of another preset, network
             or data set.
     """
     first = next(iter(found.values()))[0]
@@ -47,14 +52,14 @@ def publish(folder: str, found: dict[str, list[dict]]) -> list[str]:
         raise ValueError(
             f"{folder} is published already: name the folder that experiments/run.sh filled"
         )
-    there = collect(RESULTS)
+    there = collect(to)
     both = {row: there.get(row, []) + found.get(row, []) for row in {*there, *found}}
-    check_alike(both, f"{RESULTS} with {folder}")
+    check_alike(both, f"{to} with {folder}")
     folders = []
     for row, results_of_row in found.items():
         for result in results_of_row:
             path, seed = result.pop("path"), result["seed"]
-            target = os.path.join(RESULTS, row, *([f"seed{seed}"] if seed else []))
+            target = os.path.join(to, row, *([f"seed{seed}"] if seed else []))
             run = os.path.dirname(os.path.dirname(path))  # without eval/result.json
             _publish_run(run, target, folder)
             utils.write_json(os.path.join(target, "result.json"), _without_machine(result, folder))
@@ -69,7 +74,7 @@ def publish(folder: str, found: dict[str, list[dict]]) -> list[str]:
                 elif os.path.exists(published):  # of other groups
                     os.remove(published)
             folders.append(target)
-            if row in PRETRAINED_ROWS and seed == 0:
+            if to == RESULTS and row in PRETRAINED_ROWS and seed == 0:
                 weights = os.path.join(PRETRAINED, row)
                 checkpoint = os.path.join(run, os.path.basename(result["checkpoint"]))
                 shutil.rmtree(f"{weights}.new", ignore_errors=True)
@@ -130,7 +135,8 @@ def thin(records: list[dict]) -> list[dict]:
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
-    print("published: " + ", ".join(publish(flags.folder, find_results(flags.folder))))
+    folders = publish(flags.folder, find_results(flags.folder), flags.results)
+    print("published: " + ", ".join(folders))
     return 0
 
 

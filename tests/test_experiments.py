@@ -14,7 +14,7 @@ import objective
 import resnet
 import train
 import utils
-from experiments import publish, rows, tables
+from experiments import publish, rows, tables, trend
 
 COUNTS = {"train": 100, "val": 20, "test": 100}
 
@@ -393,3 +393,47 @@ def test_pretrained_networks_have_the_published_numbers(tmp_path):
         assert abs(found["correct"] - published["correct"]) <= tipped
         for name in ("weights", "flops", "groups", "group_classes", "step", "seed"):
             assert found[name] == published[name]
+
+
+# ---------------------------------------------------------------- the trend over the width
+
+
+@pytest.fixture
+def widths(tmp_path):
+    """Published rows of three widths whose gaps are c / k of 8, 10 and 4 points, two seeds each."""
+    for k in (1, 2, 4):
+        folder = tmp_path / "results" / (f"trend/k{k}" if k < 4 else "")
+        for row, c in [("baseline", 0), ("deep_2-2-2", 8), ("deep_2-2-2-R", 10), ("narrow", 4)]:
+            for seed in (0, 1):
+                here = folder / row / (f"seed{seed}" if seed else "")
+                here.mkdir(parents=True)
+                error = 0.3 + c / k / 100 + (0.002 if seed else -0.002)
+                result = {"split": "test", "step": 5, "precision": "float32", "seed": seed,
+                          "dataset": "cifar100", "preset": "cpu", "network": f"WRN-16-{k}",
+                          "error": error, "num_examples": 10000}  # fmt: skip
+                utils.write_json(str(here / "result.json"), result)
+                utils.write_json(str(here / "config.json"), {"flags": {"max_steps": 5}})
+    return str(tmp_path / "results")
+
+
+def test_the_trend_finds_the_law(widths, tmp_path):
+    found = trend.gaps(widths)
+    assert [k for k, *_ in found["narrow"]] == [1, 2, 4]
+    for row, c in [("deep_2-2-2", 8), ("deep_2-2-2-R", 10), ("narrow", 4)]:
+        assert [gap for _, gap, _ in found[row]] == pytest.approx([c, c / 2, c / 4])
+        fitted, error = trend.fit(found[row])
+        assert fitted == pytest.approx(c) and 0 < error < 1
+    # The standard error of a difference of two means over 20,000 images each.
+    expected = 100 * (0.38 * 0.62 / 20000 + 0.3 * 0.7 / 20000) ** 0.5
+    assert found["deep_2-2-2"][0][2] == pytest.approx(expected)
+    file = tmp_path / "trend.png"
+    flags = ("--results", widths, "--output_file", file)
+    status, out, error = inside("experiments/trend.py", *flags)
+    assert status == 0, error
+    assert "| learned groups" in out and "1.00" in out and file.stat().st_size > 10000
+
+
+def test_what_the_trend_refuses(widths, tmp_path):
+    shutil.rmtree(os.path.join(widths, "trend", "k2", "baseline"))
+    fails("experiments/trend.py", "--results", widths, says="k2 has no baseline")
+    fails("experiments/trend.py", "--results", tmp_path / "no", says="there is no folder")

@@ -1,0 +1,126 @@
+"""How a tree's gap to its baseline goes with the width k: a table, and a figure over 1/k.
+
+    python -m experiments.trend --output_file docs/trend.png
+
+takes the rows of results/ and of every width in results/trend/ (`python -m experiments.publish
+runs/k2/table --results results/trend/k2`). The law that is tested says that the gap is c / k with
+one c for each row: a saving of weights costs in proportion to 1/k.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+import utils
+from experiments.rows import RESULTS, find_results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROWS = {"deep_2-2-2": "learned groups", "deep_2-2-2-R": "random groups", "narrow": "narrow"}
+# c in points, from the rows of WRN-16-2 at 40 epochs, before any other width was trained.
+PREDICTED = {"deep_2-2-2": 7.6, "deep_2-2-2-R": 10.3, "narrow": 5.4}
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags; a mistake ends the program with one line."""
+    parser = utils.FlagParser(__doc__)
+    add = parser.add_argument
+    add("--results", type=utils.path, default=RESULTS, help=f"published rows (default: {RESULTS})")
+    add("--output_file", type=utils.path, default="", help="the figure (default: none is drawn)")
+    return parser.parse_args(argv)
+
+
+def gaps(results: str) -> dict[str, list[tuple[float, float, float]]]:
+    """(k, gap, standard error) of every row at every width, k ascending; in points of test error.
+
+    Raises:
+        ValueError: a width has no baseline, or there is no width.
+    """
+    found: dict[str, list] = {row: [] for row in ROWS}
+    for folder in [results, *sorted(glob.glob(os.path.join(glob.escape(results), "trend", "k*")))]:
+        rows = find_results(folder)
+        if "baseline" not in rows:
+            raise ValueError(f"{folder} has no baseline, from which a gap is counted: publish one")
+        k = float(rows["baseline"][0]["network"].rpartition("-")[2])
+        base, base_error = error_of(rows["baseline"])
+        for row in ROWS.keys() & rows.keys():
+            mean, error = error_of(rows[row])
+            found[row].append((k, mean - base, float(np.hypot(error, base_error))))
+    return {row: sorted(points) for row, points in found.items() if points}
+
+
+def error_of(results: Sequence[dict]) -> tuple[float, float]:
+    """Mean test error in %, and its standard error: by the images of all seeds together."""
+    errors = [result["error"] for result in results]
+    mean, images = float(np.mean(errors)), sum(result["num_examples"] for result in results)
+    return 100 * mean, 100 * (mean * (1 - mean) / images) ** 0.5
+
+
+def fit(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """c of the law gap = c / k, with its standard error: a line through 0, by least squares."""
+    k, gap, error = np.array(points).T
+    weight = 1 / (k * error) ** 2
+    return float(np.sum(weight * gap * k) / np.sum(weight)), float(np.sum(weight) ** -0.5)
+
+
+def table(found: dict[str, list[tuple[float, float, float]]]) -> str:
+    """Gaps, c and what it says of k = 8, beside the prediction."""
+    widths = sorted({k for points in found.values() for k, *_ in points})
+    lines = [["gap to the baseline, points", *(f"k = {k:g}" for k in widths), "c", "predicted c",
+              "so at k = 8"]]  # fmt: skip
+    for row, points in found.items():
+        by_width = {k: f"{gap:.2f} ± {error:.2f}" for k, gap, error in points}
+        c, error = fit(points)
+        cells = [f"{c:.1f} ± {error:.1f}", f"{PREDICTED[row]:g}", f"{c / 8:.2f}"]
+        lines.append([ROWS[row], *(by_width.get(k, "") for k in widths), *cells])
+    return utils.markdown_table(lines)
+
+
+def draw(found: dict[str, list[tuple[float, float, float]]]) -> Figure:
+    """Gaps over 1/k with their standard errors, the law fitted to them, and the prediction."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    ends = np.array([0, 1.05 / min(k for points in found.values() for k, *_ in points)])
+    for number, (row, points) in enumerate(found.items()):
+        k, gap, error = np.array(points).T
+        colour = f"C{number}"
+        axes.errorbar(1 / k, gap, error, fmt="o", color=colour, capsize=3, label=ROWS[row])
+        axes.plot(ends, fit(points)[0] * ends, color=colour, linewidth=1)
+        axes.plot(ends, PREDICTED[row] * ends, color=colour, linewidth=1, linestyle=":")
+    axes.plot([], [], color="grey", linewidth=1, label="law c / k, fitted")
+    axes.plot([], [], color="grey", linewidth=1, linestyle=":", label="predicted")
+    widths = sorted({k for points in found.values() for k, *_ in points} | {8.0})
+    axes.set_xticks([1 / k for k in widths], [f"1/{k:g}" if k != 1 else "1" for k in widths])
+    axes.set(xlabel="1 / k", ylabel="test error above the baseline's, points", xlim=(0, None))
+    axes.set_ylim(0, None)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = parse_flags(argv)
+    found = gaps(flags.results)
+    if not found:
+        raise ValueError(f"{flags.results} has none of the rows {', '.join(ROWS)}: publish some")
+    print(table(found))
+    if flags.output_file:
+        utils.check_file(flags.output_file, "output_file")
+        draw(found).savefig(flags.output_file)
+        print(f"\nwritten: {flags.output_file}")
+    return 0
+
+
+if __name__ == "__main__":
+    utils.run_main(main)
