@@ -144,10 +144,18 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
     """(file name, title, what it shows, figure) of every picture that a run's files allow."""
     stages = [os.path.join(run, name) for name in ("group", "split")]
     stages = [stage for stage in stages if os.path.isdir(stage)] or [run]
-    tree, evaluated, older = None, None, ""
-    for stage in stages:
+    nets = [read_network(stage, data, data_dir) for stage in stages]
+    tree = next((net for net in nets if isinstance(net, resnet.SplitResNet)), None)
+    if tree is not None:
+        images, labels = cifar100.load(data_dir, "test")
+        text = (
+            "Each box is a branch with its own weights; below a leaf, test images of its classes, "
+            "the superclasses that it holds whole and how much of the others."
+        )
+        yield "tree", "The tree", text, figures.tree(tree, data, images, labels)
+    evaluated, older = None, ""
+    for stage, net in zip(stages, nets, strict=True):
         name, records = os.path.basename(os.path.abspath(stage)), rundir.read_metrics(stage)
-        net = read_network(stage, data, data_dir)
         if any("loss" in record for record in records):
             text = "Grey lines mark where the learning rate drops."
             yield f"{name}_curves", f"Learning: {name}", text, figures.learning_curves(records)
@@ -163,8 +171,6 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
                 "layer has them, sorted by group, and after the cut (the paper's Figure 3)."
             )
             yield "weights", "Weights between and within groups", text, figures.weights(net)
-        if isinstance(net, resnet.SplitResNet):
-            tree = net
         result = os.path.join(stage, "eval", "result.json")
         if os.path.exists(result):
             evaluated = utils.read_json(result)
@@ -173,11 +179,7 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
             older = f" Of step {step:,}; by now there is {newest:,}: run eval.py again."
             older = older if step < newest else ""
     if tree is not None:
-        text = (
-            "Each box is a branch with its own weights; behind a leaf, the classes it tells apart."
-        )
-        yield "tree", "The tree", text, figures.tree(tree, data)
-        yield from _group_sections(tree, data, data_dir)
+        yield from _group_sections(tree, data, images, labels)
     if evaluated:
         groups = [g for g in evaluated["group_classes"] if g]
         matrix = np.array(evaluated["confusion_matrix"])
@@ -196,7 +198,7 @@ def _can_be_cut(net: resnet.ResNet) -> bool:
         return False
 
 
-def _group_sections(tree: resnet.SplitResNet, data: dict, data_dir: str):
+def _group_sections(tree: resnet.SplitResNet, data: dict, images, labels):
     groups = [classes.tolist() for classes in resnet.class_groups(tree)]
     superclass_of = data["superclass_of_class"]
     words = []
@@ -213,7 +215,6 @@ def _group_sections(tree: resnet.SplitResNet, data: dict, data_dir: str):
         )
     figure = figures.superclasses(groups, data)
     yield "superclasses", "Groups and superclasses", " ".join(words), figure
-    images, labels = cifar100.load(data_dir, "test")
     text = "A test image of some classes of each group."
     yield "samples", "Classes of each group", text, figures.samples(groups, images, labels, data)
 

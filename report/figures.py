@@ -5,12 +5,15 @@ Colours: one for each group, and for a group of the classifier the same everywhe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import EngFormatter
 
 import grouping
 import resnet
@@ -23,6 +26,7 @@ matplotlib.rcParams.update({
 
 TERMS = {"cross_entropy": "cross entropy", "overlap": "overlap $R_D$",
          "weight_split": "weight split $R_W$", "uniform": "uniform $R_E$"}  # fmt: skip
+HARD = "\N{NO-BREAK SPACE}"
 
 
 def group_colour(number: int) -> tuple:
@@ -141,8 +145,7 @@ def samples(groups: Sequence[Sequence[int]], images, labels, data: dict, per_gro
     """One image of some classes of each group; images uint8 `[N, 32, 32, 3]`."""
     figure, axes = _figure(len(groups), per_group, 10, 1.15 * len(groups))
     for number, (group, row) in enumerate(zip(groups, axes, strict=True)):
-        chosen = np.array(group)[np.linspace(0, len(group) - 1, per_group).astype(int)]
-        for place, (axis, c) in enumerate(zip(row, chosen, strict=True)):
+        for place, (axis, c) in enumerate(zip(row, _spread(group, per_group), strict=True)):
             axis.imshow(images[np.flatnonzero(labels == c)[0]])
             axis.set_title(data["class_names"][c].replace("_", " "), fontsize=6.5, pad=2)
             axis.set(xticks=[], yticks=[])
@@ -189,43 +192,138 @@ def weights(net: resnet.ResNet, layers: int = 4) -> Figure:
 # ---------------------------------------------------------------- the tree
 
 
-def tree(net: resnet.SplitResNet, data: dict, words: int = 6) -> Figure:
-    """The tree: what each branch computes, its weights, FLOPs and classes."""
-    leaves = list(net.leaves())
-    figure, ((axes,),) = _figure(1, 1, 10, 2.2 + 0.9 * len(leaves))
-    depth = _depth(net)
-    number_of = {id(leaf): number for number, leaf in enumerate(leaves)}
+def tree(net: resnet.SplitResNet, data: dict, images=None, labels=None) -> Figure:
+    """The tree, every box as wide as its FLOPs; below each leaf, test images and superclasses.
 
-    def draw(branch, level) -> float:
-        children = [draw(b, level + 1) for b in branch.branches]
-        y = float(np.mean(children)) if children else float(number_of[id(branch)])
-        count = resnet.count(branch)[0] - sum(resnet.count(b)[0] for b in branch.branches)
-        colour = group_colour(number_of[id(branch)]) if not children else "0.85"
-        axes.add_patch(FancyBboxPatch(
-            (level, y - 0.3), 0.72, 0.6, boxstyle="round,pad=0.02", facecolor=colour, alpha=0.35,
-            edgecolor="0.4",
-        ))  # fmt: skip
-        lines = [_stages(branch), f"{count:,} weights", f"{branch.own_flops() / 1e6:,.1f} MFLOPs"]
-        axes.text(level + 0.36, y, "\n".join(lines), ha="center", va="center", fontsize=8)
-        for child in children:
-            axes.plot([level + 0.74, level + 0.98], [y, child], color="0.5", linewidth=1.2)
-        if not children:
-            names = [data["class_names"][c].replace("_", " ") for c in branch.classes]
-            text = ", ".join(names[:words]) + (" ..." if len(names) > words else "")
-            axes.text(level + 0.8, y, f"{len(names)} classes: {text}", va="center", fontsize=8)
-        return y
+    docs/tree.png is report/tree.png of `python -m report pretrained/deep_2-2-2`.
 
-    draw(net, 0)
-    axes.set(xlim=(-0.05, depth + 1.6), ylim=(len(leaves) - 0.45, -0.55))
+    Args:
+        images: uint8 `[N, 32, 32, 3]` with their labels `[N]`, or none.
+    """
+    # The axes' unit is an inch. Every leaf has a column; a branch, those of its leaves.
+    branches = list(_with_leaves(net))
+    column = max(10 / branches[0][2], 1.5)
+    width = column * branches[0][2]
+    figure = Figure(figsize=(width, 1), dpi=160)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width))
     axes.axis("off")
+    text = "boxes are as wide as their FLOPs for one image; in all "
+    text += ", ".join(_amounts(*resnet.count(net)))
+    axes.text(width / 2, 0.2, text, ha="center", va="center", color="0.4")
+
+    scale = 0.95 * min(column * leaves / branch.own_flops() for branch, _, leaves in branches)
+    levels = sorted({branch.first_level for branch, _, _ in branches})
+    top = {level: 0.4 + 0.94 * row for row, level in enumerate(levels)}
+    bottom = top[levels[-1]] + 0.62
+    boxes, lowest = {}, bottom
+    for branch, first, leaves in branches:
+        leaf = not branch.num_branches
+        colour = group_colour(first) if leaf else "0.6"
+        end = bottom if leaf else top[branch.branches[0].first_level] - 0.32
+        boxes[branch] = _box(
+            axes, branch, column * first, column * leaves, top[branch.first_level], end,
+            scale * branch.own_flops(), colour,
+        )  # fmt: skip
+        if leaf:
+            text, classes = _contents(branch.classes, data, 0.95 * column)
+            left, y = column * (first + 0.025), bottom + 0.12
+            if images is not None:
+                y += _thumbnails(axes, left, y, 0.95 * column, images, labels, classes)
+            title = f"group {first}: {len(classes)} class{'es' * (len(classes) > 1)}"
+            axes.text(left, y, title, va="top", color=colour, weight="bold")
+            text = axes.text(left, y + 0.18, text, va="top", linespacing=1.35)
+            lowest = max(lowest, y + 0.18 + text.get_window_extent().height / figure.dpi)
+    for branch in boxes:
+        if branch.num_branches:
+            _fork(axes, branch, boxes)
+    axes.set_ylim(lowest + 0.1, 0)
+    figure.set_size_inches(width, lowest + 0.1)
     return figure
 
 
-def _depth(branch: resnet.Branch) -> int:
-    return 1 + max(map(_depth, branch.branches)) if branch.branches else 0
+def _with_leaves(branch: resnet.Branch, first: int = 0) -> Iterator[tuple]:
+    """Branches from the trunk on, each with its first leaf's number and how many leaves it has."""
+    yield branch, first, len(list(branch.leaves()))
+    for child in branch.branches:
+        yield from _with_leaves(child, first)
+        first += len(list(child.leaves()))
 
 
-def _stages(branch: resnet.Branch) -> str:
-    """The stages of a branch, such as `unit_3, logits`."""
+def _box(axes, branch, left, columns, top, bottom, width, colour) -> Rectangle:
+    """A branch's box in the middle of its columns; its label inside or, where narrow, beside."""
     levels = [f"unit_{level}" for level in range(branch.first_level, branch.last_level + 1)]
-    return ", ".join(levels + ([] if branch.num_branches else ["logits"]))
+    stages = ", ".join(levels + ([] if branch.num_branches else ["logits"]))
+    weights = resnet.count(branch)[0] - sum(resnet.count(b)[0] for b in branch.branches)
+    text = "\n".join([stages, *_amounts(weights, branch.own_flops())])
+    center = left + columns / 2
+    label = axes.text(center, (top + bottom) / 2, text, ha="center", va="center")
+    beside = label.get_window_extent().width / axes.figure.dpi + 0.06
+    if width < beside and width + beside < columns:
+        center -= beside / 2
+        label.set(x=center + width / 2 + 0.06, ha="left")
+    box = Rectangle((center - width / 2, top), width, bottom - top)
+    box.set(facecolor=(colour, 0.3), edgecolor=colour)
+    return axes.add_patch(box)
+
+
+def _fork(axes, branch: resnet.Branch, boxes: dict) -> None:
+    """What flows from a box to those behind it, as wide as their shares of its channels."""
+    (left, _), _, (right, bottom), _ = boxes[branch].get_corners()
+    bounds = left + (right - left) * np.cumsum([0, *branch.fork_sizes]) / sum(branch.fork_sizes)
+    for child, x0, x1 in zip(branch.branches, bounds, bounds[1:], strict=False):
+        (x3, top), (x2, _) = boxes[child].get_corners()[:2]
+        colour = boxes[child].get_edgecolor()
+        axes.fill([x0, x1, x2, x3], [bottom, bottom, top, top], facecolor=colour, alpha=0.15)
+
+
+def _amounts(weights: int, flops: int) -> tuple[str, str]:
+    return EngFormatter("FLOPs", places=1)(flops), f"{weights:,} weights"
+
+
+def _contents(classes: np.ndarray, data: dict, width: float) -> tuple[str, np.ndarray]:
+    """What a leaf tells apart, by superclass if there are any, and its classes in that order."""
+    names = [name.replace("_", " ") for name in data.get("superclass_names", [])]
+    if not names:
+        names = [name.replace("_", " ") for name in data["class_names"]]
+        return _fill("", [names[c] for c in classes], width), classes
+    superclass_of = np.array(data["superclass_of_class"])
+    sizes = np.bincount(superclass_of)
+    counts = np.bincount(superclass_of[classes], minlength=len(sizes))
+    order = np.lexsort((np.arange(len(sizes)), -counts, counts < sizes))
+    whole = [names[s] for s in order if 0 < counts[s] == sizes[s]]
+    parts = [f"{names[s]}{HARD}({counts[s]}/{sizes[s]})" for s in order if 0 < counts[s] < sizes[s]]
+    text = "\n".join(filter(None, (_fill("", whole, width), _fill("part of:", parts, width))))
+    place = np.argsort(order)[superclass_of[classes]]  # of each class's superclass
+    return text, classes[np.argsort(place, kind="stable")]
+
+
+def _fill(prefix: str, names: Sequence[str], width: float) -> str:
+    """A list in lines of at most `width` inches, broken within a name only if that is longer."""
+
+    def fits(text):
+        points, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(), False)
+        return points <= 72 * width
+
+    lines = [prefix]
+    for name in [f"{name}," for name in names[:-1]] + names[-1:]:
+        for words in [name] if fits(name) else name.split(" "):
+            longer = f"{lines[-1]} {words}".strip()
+            lines[-1:] = [longer] if fits(longer) else [lines[-1], words]
+    return "\n".join(lines) if names else ""
+
+
+def _thumbnails(axes, left, top, width, images, labels, classes) -> float:
+    """An image of at most 12 classes, in two rows; returns the height that they take."""
+    per_row = int(np.clip(width / 0.39, 1, 6))
+    size = min(width / per_row, 0.8)
+    for place, c in enumerate(_spread(classes, min(len(classes), 2 * per_row))):
+        x, y = left + place % per_row * size, top + place // per_row * size
+        image = images[np.flatnonzero(labels == c)[0]]
+        extent = (x, x + 0.95 * size, y + 0.95 * size, y)
+        axes.imshow(image, extent=extent, aspect="auto", interpolation="nearest")
+    return 2 * size + 0.07
+
+
+def _spread(classes: Sequence[int], number: int) -> np.ndarray:
+    """Some of the classes, from the first to the last."""
+    return np.array(classes)[np.linspace(0, len(classes) - 1, number).astype(int)]

@@ -10,9 +10,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, fails, grouped_net, inside, run_script, train_flags
+from conftest import ROOT, fails, inside, run_script
 
-from report import figures
 import train
 import utils
 
@@ -200,6 +199,7 @@ def test_pipeline_with_flags_that_override(tmp_path, data_dir):
         "superclasses",
     } <= pictures
     assert {"samples", "confusion"} <= pictures and page.count("data:image/png") == len(pictures)
+    assert re.search('alt="([^"]*)"', page)[1] == "The tree"  # opens the page
     assert 'src="http' not in page and "SYNTHETIC" in page and "deviations above chance" in page
     cut = utils.read_json(runs / "group" / "eval_mask" / "result.json")
     assert np.trace(cut["confusion_matrix"]) == cut["correct"]
@@ -324,30 +324,3 @@ def test_scripts_by_a_link_and_with_cdpath(tmp_path):
             command, capture_output=True, text=True, cwd=where, env=os.environ | settings
         )
         assert done.stdout == os.path.join(os.path.realpath(ROOT), "train.py") + "\n", done.stderr
-
-
-def test_reports_of_what_is_not_there(tmp_path, data_dir):
-    data = ("--data_dir", data_dir)
-    fails("report", tmp_path, *data, says="holds no run")
-    fails("report", tmp_path / "no", *data, says="there is no run")
-    fails("report", *data, says="RUN is needed", status=2)
-    assert os.listdir(tmp_path) == []
-
-
-def test_pictures_of_few_layers_and_many_groups():
-    assert len(figures.weights(grouped_net((1, 1, 4))).axes) == 3  # of one layer
-    assert len(figures.weights(grouped_net((1, 2, 2))).axes) == 12
-    data = {"superclass_of_class": [c // 5 for c in range(100)]}
-    data |= {"superclass_names": list("abcdefghijklmnopqrst"), "class_names": ["x"] * 100}
-    assert figures.superclasses([[c] for c in range(100)], data)
-
-
-def test_report_of_a_run_without_results(tmp_path, data_dir):
-    flags = train_flags("group", tmp_path / "runs" / "group", data_dir, group_summary_interval=3)
-    assert inside("train.py", *flags)[0] == 0
-    status, out, error = inside("report", tmp_path / "runs", "--data_dir", data_dir)
-    assert status == 0, error
-    assert "No summary: " in out and "eval.py with --checkpoint" in out
-    assert set(os.listdir(tmp_path / "runs" / "report")) == {
-        "group_curves.png", "sharpness.png", "weights.png"
-    }  # fmt: skip

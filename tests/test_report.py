@@ -1,0 +1,139 @@
+"""The report: its page, and the pictures of trees of every shape."""
+
+import io
+import itertools
+import os
+import re
+import warnings
+
+import numpy as np
+import pytest
+from conftest import fails, grouped_net, inside, one_hot_groups, train_flags
+from matplotlib.patches import Rectangle
+
+from experiments import variants
+from report import figures
+import grouping
+import resnet
+
+SHAPES = [(1, 1, 1), (1, 1, 4), (1, 2, 2), (2, 2, 2), (2, 3, 3), (2, 4, 4), (3, 3, 3), (2, 4, 8)]
+NAMES = [name.replace("_", " ") for name in variants.SEMANTIC_ORDER]  # CIFAR-100's
+DATA = {
+    "class_names": [f"class_{c}" for c in range(100)],
+    "superclass_names": variants.SEMANTIC_ORDER,
+    "superclass_of_class": [c * 7 % 100 // 5 for c in range(100)],
+}
+
+
+def test_reports_of_what_is_not_there(tmp_path, data_dir):
+    data = ("--data_dir", data_dir)
+    fails("report", tmp_path, *data, says="holds no run")
+    fails("report", tmp_path / "no", *data, says="there is no run")
+    fails("report", *data, says="RUN is needed", status=2)
+    assert os.listdir(tmp_path) == []
+
+
+def test_report_of_a_run_without_results(tmp_path, data_dir):
+    flags = train_flags("group", tmp_path / "runs" / "group", data_dir, group_summary_interval=3)
+    assert inside("train.py", *flags)[0] == 0
+    status, out, error = inside("report", tmp_path / "runs", "--data_dir", data_dir)
+    assert status == 0, error
+    assert "No summary: " in out and "eval.py with --checkpoint" in out
+    assert set(os.listdir(tmp_path / "runs" / "report")) == {
+        "group_curves.png", "sharpness.png", "weights.png"
+    }  # fmt: skip
+
+
+def test_pictures_of_few_layers_and_many_groups():
+    assert len(figures.weights(grouped_net((1, 1, 4))).axes) == 3  # of one layer
+    assert len(figures.weights(grouped_net((1, 2, 2))).axes) == 12
+    assert figures.superclasses([[c] for c in range(100)], DATA)
+
+
+# ---------------------------------------------------------------- the tree
+
+
+def tree_of(groups, sizes, seed=0):
+    """A tree of equal groups; of random, unequal ones; or with all but a few in the first."""
+    config = resnet.NetworkConfig(k=1, num_residual_units=1, groups=groups)
+    if sizes == "equal":
+        return resnet.equal_tree(config)
+    rng = np.random.default_rng(seed)
+    assignment = {}
+    for name, (number, size) in grouping.indicator_shapes(config).items():
+        if sizes == "unequal":
+            assignment[name] = np.argmax(one_hot_groups(rng, number, size), axis=0)
+        else:
+            assignment[name] = rng.permutation(np.maximum(np.arange(size) - size + number, 0))
+    return resnet.SplitResNet(config, assignment)
+
+
+def preorder(branch):
+    return [branch, *(b for child in branch.branches for b in preorder(child))]
+
+
+def draw(net, data=DATA, *pictures):
+    """Figure, axes, boxes and the extents of all texts; nothing may be clipped or overlap."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = figures.tree(net, data, *pictures)
+        figure.savefig(io.BytesIO())
+    (axes,) = figure.axes
+    width, height = figure.get_size_inches()
+    assert axes.get_xlim() == (0, width) and axes.get_ylim() == (height, 0)
+    extents = [t.get_window_extent().transformed(axes.transData.inverted()) for t in axes.texts]
+    for i, a in enumerate(extents):
+        assert 0 <= a.x0 <= a.x1 <= width and 0 <= a.y1 <= a.y0 <= height
+        for b in extents[:i]:
+            assert a.x0 >= b.x1 or b.x0 >= a.x1 or a.y1 >= b.y0 or b.y1 >= a.y0
+    return axes, [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+
+
+def titles_and_words(axes):
+    texts = [" ".join(text.get_text().split()) for text in axes.texts]
+    return [(a, b) for a, b in zip(texts, texts[1:], strict=False) if a.startswith("group ")]
+
+
+@pytest.mark.parametrize("sizes", ["equal", "unequal", "extreme"])
+@pytest.mark.parametrize("groups", SHAPES, ids=str)
+def test_tree(groups, sizes):
+    net = tree_of(groups, sizes)
+    axes, boxes = draw(net, DATA, np.zeros((100, 32, 32, 3), np.uint8), np.arange(100))
+    branches, leaves = preorder(net), list(net.leaves())
+    widths = np.array([box.get_width() for box in boxes])
+    flops = np.array([branch.own_flops() for branch in branches])
+    np.testing.assert_allclose(widths / widths[0], flops / flops[0])
+
+    corners = {branch: box.get_corners() for branch, box in zip(branches, boxes, strict=True)}
+    for branch in branches:
+        for child in branch.branches:
+            assert corners[child][0, 1] > corners[branch][2, 1]  # y goes down
+        for one, other in itertools.pairwise(branch.branches):
+            rightmost = max(corners[below][1, 0] for below in preorder(one))
+            assert rightmost < min(corners[below][0, 0] for below in preorder(other))
+
+    found = dict.fromkeys(NAMES, 0)
+    for number, (title, words) in enumerate(titles_and_words(axes)):
+        size = len(leaves[number].classes)
+        assert title == f"group {number}: {size} class{'' if size == 1 else 'es'}"
+        whole, _, parts = words.partition("part of: ")
+        for name in filter(None, whole.strip().split(", ")):
+            found[name] += 5
+        parts = [re.fullmatch(r"(.*) \(([1-4])/5\)", part) for part in parts.split(", ") if part]
+        counts = [int(part[2]) for part in parts]
+        assert counts == sorted(counts, reverse=True)
+        for part, count in zip(parts, counts, strict=True):
+            found[part[1]] += count
+    assert number + 1 == len(leaves) and set(found.values()) == {5}
+    assert len(leaves) <= len(axes.images) <= 12 * len(leaves)
+
+
+def test_tree_without_images():
+    axes, _ = draw(tree_of((1, 2, 2), "equal"))
+    assert len(titles_and_words(axes)) == 2 and not axes.images
+
+
+def test_tree_without_superclasses():
+    axes, _ = draw(tree_of((2, 4, 4), "unequal"), {"class_names": DATA["class_names"]})
+    words = " ".join(words for _, words in titles_and_words(axes))
+    assert sorted(map(int, re.findall(r"class (\d+)", words))) == list(range(100))
