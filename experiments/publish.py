@@ -120,7 +120,7 @@ def _without_machine(values: dict, folder: str) -> dict:
         relative = os.path.relpath(path, folder)
         return os.path.basename(path) if relative.startswith(os.pardir) else relative
 
-    paths = ("train_dir", "data_dir", "basemodel", "checkpoint")
+    paths = ("train_dir", "data_dir", "basemodel", "checkpoint", "groups")
     return {k: shorten(v) if k in paths and v else v for k, v in values.items()}
 
 

@@ -14,7 +14,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 REAL_ARCHIVE = os.path.join(ROOT, "../shared/data/cifar-100-python.tar.xz")
 
-import utils  # noqa: E402, it loads TensorFlow as it should be
+import forkserver  # noqa: E402
+import utils  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -87,14 +88,18 @@ def data_dir(tmp_path_factory):
 
 
 def python(script, *flags, **settings):
-    """Run a script of the project as a user does; the finished process, with its output as text."""
-    command = [sys.executable, os.path.join(ROOT, script), *map(str, flags)]
+    """Run a script of the project as a user does; the finished process, with its output as text.
+
+    In a fork of a process that has loaded TensorFlow, unless there are `settings`.
+    """
+    interpreter = sys.executable if settings else forkserver.start()
+    command = [interpreter, os.path.join(ROOT, script), *map(str, flags)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, **settings)
 
 
 def run_script(script, *words, check=True, **environment):
     """Run a shell script of the project with words and environment variables of its own."""
-    environment = {"PYTHON": sys.executable} | environment
+    environment = {"PYTHON": forkserver.start()} | environment
     done = subprocess.run(
         [os.path.join(ROOT, script), *map(str, words)],
         capture_output=True, text=True, env=os.environ | environment, timeout=600,

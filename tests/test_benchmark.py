@@ -17,6 +17,7 @@ from benchmark import cases, frameworks, timing
 from benchmark.dense import Horizontal, Vertical
 from parallel.tree import PlacedTree, place
 
+pytestmark = pytest.mark.alone
 DEVICES = ["/CPU:0"] * 3  # the same one again and again computes the same
 
 
