@@ -16,7 +16,7 @@ import tensorflow as tf
 from conftest import ROOT, fails, free_port, grouped_net, images, inside, python, write_data
 
 import cifar100
-import eval as eval_script
+import metrics
 import objective
 import resnet
 import rundir
@@ -153,7 +153,7 @@ def test_damaged_checkpoint(checkpoints, data_dir, tmp_path):
 def test_group_accuracies():
     confusion = np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]])
     groups = [np.array([0, 1]), np.array([2])]
-    assert eval_script.group_accuracies(confusion, groups) == [5 / 8, 0.0]
+    assert metrics.group_accuracies(confusion, groups) == [5 / 8, 0.0]
 
 
 # ---------------------------------------------------------------- devices
