@@ -409,14 +409,6 @@ def test_other_entries_are_neither_read_nor_written(pack):
         assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("kind", [None, tarfile.SYMTYPE, tarfile.FIFOTYPE])
-def test_an_official_file_is_a_plain_one_that_is_there(kind, pack):
-    members, name = make_members(), f"{dl.FOLDER}/meta"
-    del members["meta"]
-    with pytest.raises(ValueError, match="cannot be read.*cifar-100-python/meta"):
-        dl.read_archive(pack(members, [entry(name, b"", kind, name)] if kind else []))
-
-
 @pytest.mark.parametrize("name", ["bomb.tar.gz", "bomb.tar.xz", "bomb.tar", "folder", "sparse.tar"])
 def test_no_more_is_read_than_a_limit(name, pack, tmp_path, monkeypatch):
     """What is larger is refused, after no more than MAX_BYTES of it."""
@@ -449,9 +441,17 @@ def test_wrong_digest_is_refused_before_unpickling(kind, name, pack, monkeypatch
         dl.read_archive(path)
 
 
-def test_other_and_cut_files_are_refused(pack):
-    path = pack(make_members())
+def test_what_is_no_archive_or_not_all_of_it(pack):
+    members = make_members()
+    path = pack(members)
     bodies = [path.read_bytes()[:-1000], b"", b"no archive", b"\x1f\x8b", b"\xfd7zXZ\0", b"BZh91AY"]
+    name = f"{dl.FOLDER}/{members.popitem()[0]}"
+    for extra in (
+        [],
+        [entry(name, b"", tarfile.SYMTYPE, name)],
+        [entry(name, b"", tarfile.FIFOTYPE)],
+    ):
+        bodies.append(pack(members, extra).read_bytes())
     for body in bodies:
         path.write_bytes(body)
         with pytest.raises(ValueError, match="cannot be read"):
@@ -569,9 +569,11 @@ def drawn(small, tmp_path):
     return tmp_path
 
 
-def test_second_run_verifies_and_writes_nothing(drawn):
+def test_what_is_complete_is_left_alone(drawn):
     before = snapshot(drawn)
     assert "verified; nothing to do" in run(drawn, "--synthetic")
+    for flags, fix in ((["--synthetic", "--seed", 1], "--seed 0"), ([], "--synthetic")):
+        fails(SCRIPT, "--dataset_path", drawn, *flags, says=(fix, "--dataset_path"))
     assert snapshot(drawn) == before
 
 
@@ -623,16 +625,6 @@ def test_damaged_split_json_is_rebuilt(drawn):
 
 
 @pytest.mark.parametrize(
-    ("flags", "fix"),
-    [(["--synthetic", "--seed", 1], "--seed 0"), (["--url", "http://127.0.0.1/"], "--synthetic")],
-)
-def test_another_data_set_is_left_alone(flags, fix, drawn):
-    before = snapshot(drawn)
-    fails(SCRIPT, "--dataset_path", drawn, *flags, says=(fix, "--dataset_path"))
-    assert snapshot(drawn) == before
-
-
-@pytest.mark.parametrize(
     ("error", "says"), [(OSError(28, "No space"), "make room"), (MemoryError(), "out of memory")]
 )
 def test_failed_write_leaves_no_half_file(error, says, small, tmp_path, monkeypatch):
@@ -649,15 +641,6 @@ def test_split_json_is_written_last(small, tmp_path, monkeypatch):
     assert len(replaced) == 5 and replaced[-1] == "split.json"
 
 
-def test_download_to_files_removes_the_archive(pack, tmp_path, monkeypatch):
-    payload = pack(make_members()).read_bytes()
-    with serve(cut, good, payload=payload) as (url, starts):
-        monkeypatch.setattr(dl, "URL", url)  # the official one
-        output = run(tmp_path / "data")
-    assert "169 MB" in output and "--archive" in output
-    assert len(starts) == 2 and len(made(tmp_path / "data")) == 5
-
-
 def test_download_of_other_files_is_deleted(pack, tmp_path, monkeypatch):
     payload, folder = pack(make_members()).read_bytes(), tmp_path / "data"
     monkeypatch.setitem(dl.MD5, "train", "0" * 32)
@@ -669,14 +652,16 @@ def test_download_of_other_files_is_deleted(pack, tmp_path, monkeypatch):
 def test_finished_download_is_kept_until_the_files_are_there(pack, tmp_path, monkeypatch):
     """Where the memory ends while it is read or written. A synthetic set lets it be."""
     payload, folder = pack(make_members()).read_bytes(), tmp_path / "data"
-    with serve(good, payload=payload) as (url, starts):
+    with serve(cut, good, payload=payload) as (url, starts):
+        monkeypatch.setattr(dl, "URL", url)  # the official one
         for function in ("_head", "write_split"):
             with monkeypatch.context() as patch:
                 patch.setattr(dl, function, raising(MemoryError()))
-                fails(SCRIPT, "--dataset_path", folder, "--url", url, says="out of memory")
+                fails(SCRIPT, "--dataset_path", folder, says="out of memory")
             assert (folder / PART).read_bytes() == payload
-        run(folder, "--url", url)
-    assert starts == [0, len(payload), len(payload)] and len(made(folder)) == 5
+        output = run(folder)
+    assert "169 MB" in output and "--archive" in output and len(made(folder)) == 5
+    assert starts == [0, len(payload) // 2, len(payload), len(payload)]
     (folder / PART).write_bytes(b"part")
     (folder / "split.json").unlink()
     run(folder, "--synthetic")
