@@ -251,7 +251,7 @@ def _read_members(path: Path) -> dict[str, bytes]:
     if unpack:
         data = _head(io.BytesIO(data), unpack)
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        entries = {entry.name.removeprefix("./"): entry for entry in tar if entry.isreg()}
+        entries = {entry.name.removeprefix("./"): entry for entry in tar}
         files = {name: tar.extractfile(entries[f"{FOLDER}/{name}"]) for name in MD5}
         return {name: file.read(MAX_BYTES) for name, file in files.items()}
 

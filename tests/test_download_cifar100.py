@@ -173,8 +173,10 @@ def test_download_arrives_whole(have, answers, expected, part):
 
 def test_download_times_out_on_a_silent_server_and_resumes(part, monkeypatch):
     monkeypatch.setattr(dl, "TIMEOUT", 0.2)
+    started = time.monotonic()
     with serve(hangs, good) as (url, starts):
-        dl.download(url, part)  # the server is silent until the end of this
+        dl.download(url, part)
+    assert time.monotonic() - started < 15  # the server is silent for 20 seconds
     assert part.read_bytes() == PAYLOAD and starts == [0, 150_000]
 
 
@@ -236,6 +238,7 @@ def test_no_network_is_told_fast_and_apart(tmp_path, monkeypatch):
     ],
 )
 def test_what_is_no_network_and_what_is_not(error, code, tmp_path, monkeypatch):
+    monkeypatch.setattr(dl.time, "sleep", lambda _: pytest.fail("it waited"))
     monkeypatch.setattr(dl.urllib.request, "urlopen", raising(error))
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     fails(SCRIPT, "--dataset_path", tmp_path, says=str(reason), status=code)
