@@ -28,6 +28,7 @@ from typing import NoReturn
 
 FOLDERS = ("benchmark", "experiments", "parallel", "report")  # that run by `python -m NAME`
 REQUIRED = ("numpy", "tensorflow", "six", "grpc", "matplotlib", "sklearn")  # requirements.txt
+NEEDED_BY = {"download_cifar100.py": ("numpy", "six")}  # by commands that need less
 
 
 def is_x86() -> bool:
@@ -57,7 +58,7 @@ def prepare() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, open to the end
-    missing = [name for name in REQUIRED if not is_installed(name)]
+    missing = [name for name in NEEDED_BY.get(program(), REQUIRED) if not is_installed(name)]
     if missing:
         fail(f"{sys.executable} has no {', '.join(missing)}")
 
