@@ -209,7 +209,7 @@ def number(kind: type, low=None, high=None, above=None, below=None) -> Callable[
             result = kind(value)
         except ValueError:
             result = float("nan")
-        holds = math.isfinite(result)
+        holds = isinstance(result, int) or math.isfinite(result)
         holds &= (low is None or result >= low) and (high is None or result <= high)
         holds &= (above is None or result > above) and (below is None or result < below)
         if not holds:
