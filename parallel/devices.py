@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Sequence
 
-from parallel.cluster import PATIENCE, at_most, first_line, port_of, use_no_proxy
+from parallel import cluster
 from utils import tf
 
 PLACEMENTS = ("single", "branch", "hybrid")  # of a tree
@@ -68,29 +68,29 @@ def strategy(names: Sequence[str]) -> tf.distribute.Strategy | None:
         return tf.distribute.MirroredStrategy(find_devices(names)) if names else None
     if names:
         raise ValueError("TF_CONFIG is set: each worker uses all its GPUs, so leave --devices out")
-    cluster, kind, index = config
-    mine, others = cluster[kind][index], sum(cluster.values(), [])
+    jobs, kind, index = config
+    mine, others = jobs[kind][index], sum(jobs.values(), [])
     others.remove(mine)
     print(
         f"waiting for the workers {', '.join(others)}, at most {START_PATIENCE / 60:g} minutes",
         flush=True,
     )
-    _wait_for(others, port_of(mine))
-    use_no_proxy()
+    _wait_for(others, cluster.port_of(mine))
+    cluster.use_no_proxy()
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec(cluster),
+        tf.train.ClusterSpec(jobs),
         task_type=kind,
         task_id=index,
         num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
     )
     try:
-        with at_most(
-            f"the workers of TF_CONFIG do not come together within {PATIENCE} seconds: start all "
-            f"again, each with the same cluster, which all can reach: {cluster}"
+        with cluster.at_most(
+            f"the workers of TF_CONFIG do not come together within {cluster.PATIENCE} seconds: "
+            f"start all again, each with the same cluster, which all can reach: {jobs}"
         ):
             return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
-        raise _unusable(first_line(error)) from None
+        raise _unusable(cluster.first_line(error)) from None
 
 
 def read_tf_config() -> tuple[dict[str, list[str]], str, int] | None:
@@ -117,23 +117,23 @@ def read_tf_config() -> tuple[dict[str, list[str]], str, int] | None:
         if len(jobs.get("chief", []) + jobs.get("master", [])) > 1:
             raise ValueError("there is more than one chief")
         # An evaluator takes no part; the others need not know of it.
-        cluster = {"chief": jobs.get("chief", jobs.get("master")), "worker": jobs.get("worker")}
-        cluster = {job: addresses for job, addresses in cluster.items() if addresses}
-        addresses = sum(cluster.values(), [])
+        jobs = {"chief": jobs.get("chief", jobs.get("master")), "worker": jobs.get("worker")}
+        jobs = {job: addresses for job, addresses in jobs.items() if addresses}
+        addresses = sum(jobs.values(), [])
         if len(addresses) < 2:
             return None
         if len(set(addresses)) < len(addresses):
             raise ValueError("an address is there twice")
         for address in addresses:
-            port_of(address)
+            cluster.port_of(address)
         if not kind or "index" not in task:
             raise ValueError("its task lacks a type or an index")
         kind, index = kind.replace("master", "chief"), int(task["index"])
-        if not 0 <= index < len(cluster.get(kind, [])):
+        if not 0 <= index < len(jobs.get(kind, [])):
             raise ValueError(f"its task, {kind} {index}, is not in its cluster")
     except (ValueError, TypeError, AttributeError) as error:
         raise _unusable(str(error)) from None
-    return cluster, kind, index
+    return jobs, kind, index
 
 
 def _unusable(reason: str) -> ValueError:
@@ -171,9 +171,9 @@ def _wait_for(others: Sequence[str], port: int) -> None:
 
 
 def _listens(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
+    where = address.rpartition(":")[0].strip("[]"), cluster.port_of(address)
     with contextlib.suppress(OSError):  # its name may be unknown as well until it has started
-        socket.create_connection((host, port_of(address)), timeout=PATIENCE / 4).close()
+        socket.create_connection(where, timeout=cluster.PATIENCE / 4).close()
         return True
     return False
 

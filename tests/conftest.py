@@ -28,6 +28,15 @@ for number in utils.Interruption.STATUS:
         signal.signal(number, default)
 
 
+LONGEST = ("test_experiments", "test_synthetic", "test_surroundings", "test_processes")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest first, so that two processes end at about the same time."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.module.__name__, len(LONGEST)))
+
+
 def randomize(net, seed=0, groups=None):
     """Random weights and statistics; alphas that put features into random, unequal groups."""
     rng = np.random.default_rng(seed)

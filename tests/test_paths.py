@@ -249,7 +249,7 @@ def test_file_systems_without_locks(number, odd, tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(utils.fcntl, "flock", flock)
+    monkeypatch.setattr(rundir.fcntl, "flock", flock)
     flags = train_flags("baseline", tmp_path / "run", odd / "data", max_steps=1)
     out = succeeds("train.py", *flags)
     assert f"{tmp_path}/run cannot be locked ({os.strerror(number)})" in out

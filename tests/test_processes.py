@@ -178,16 +178,16 @@ def test_ignored_signals_stay_ignored_and_threads_take_none():
 
 
 MEET = """
-utils.is_command = lambda: True  # quiet, as a script of ours is
 import utils
-from parallel import cluster, devices, tree
+utils.is_command = lambda: True  # quiet, as a script of ours is
+from parallel import cluster, devices
 cluster.PATIENCE = 2
 devices.strategy([])
 """
 STUCK = """
 import ctypes
-utils.is_command = lambda: True  # quiet, as a script of ours is
 import utils
+utils.is_command = lambda: True  # quiet, as a script of ours is
 utils.Ending.GRACE = 1
 utils.run_main(lambda _: print("here", flush=True) or ctypes.CDLL(None).select(0, *[None] * 4))
 """
@@ -197,7 +197,7 @@ def state():
     files = [(n, os.readlink(f"/proc/self/fd/{n}")) for n in (0, 1, 2)]
     return files, [signal.getsignal(n) for n in range(1, signal.NSIG)]
 before = state()
-import train, eval, report, table
+import train, loop, eval, report.__main__, experiments.tables
 assert state() == before
 """
 

@@ -265,8 +265,8 @@ def test_dropout_is_keyed_by_seed_step_and_layer():
         net(batch, training=True)
     plain = resnet.ResNet(resnet.NetworkConfig(k=1, dropout_keep_prob=0.5))
     plain(batch, training=True, dropout_seed=(0, 0))  # nothing is split, so nothing is dropped
-    other = resnet.ReLU("other", 0.5)(tf.ones([1000]), True, (0, 1))
-    this = resnet.ReLU("this", 0.5)(tf.ones([1000]), True, (0, 1))
+    other = resnet.DropoutReLU("other", 0.5)(tf.ones([1000]), True, (0, 1))
+    this = resnet.DropoutReLU("this", 0.5)(tf.ones([1000]), True, (0, 1))
     assert np.any(other.numpy() != this.numpy()) and abs(np.mean(this) - 1) < 0.1
 
 
@@ -275,7 +275,7 @@ def test_dropout_keeps_its_share_the_mean_and_the_gradient(keep_prob):
     x = tf.constant(np.random.default_rng(0).normal(size=(101, 1001)), tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = resnet.ReLU("a", keep_prob)(x, True, (0, 1))
+        y = resnet.DropoutReLU("a", keep_prob)(x, True, (0, 1))
         total = tf.reduce_sum(y * tf.range(1001, dtype=tf.float32))
     kept = (y.numpy() > 0)[x.numpy() > 0]
     assert kept.mean() == pytest.approx(keep_prob, abs=0.01)

@@ -213,7 +213,9 @@ def test_second_run_in_a_directory_refuses(whole, tmp_path):
 WRITER = """
 import os, random, signal, sys, time
 sys.path.insert(0, {root!r})
-import utils, tensorflow as tf  # loaded once; each round forks from here
+import rundir
+from utils import tf
+tf.Module  # loaded once; each round forks from here
 
 def write():
     with rundir.Run({directory!r}, keep=2) as run:
