@@ -448,12 +448,12 @@ class Partition:
                 f"got {list(self.assignment)}"
             )
         for name, (num_groups, size) in shapes.items():
-            of = self.assignment[name]
-            if of.shape != (size,) or set(of.tolist()) != set(range(num_groups)):
+            group_of = self.assignment[name]
+            if group_of.shape != (size,) or set(group_of.tolist()) != set(range(num_groups)):
                 raise ValueError(
                     f"indicator {name} must put {size} features into the groups 0 to "
-                    f"{num_groups - 1}, none of them empty; got {of.shape[0]} features in groups "
-                    f"{sorted(set(of.tolist()))}"
+                    f"{num_groups - 1}, none of them empty; got {group_of.shape[0]} features in "
+                    f"groups {sorted(set(group_of.tolist()))}"
                 )
 
     def _members(self, name: str, group: int, size: int) -> np.ndarray:

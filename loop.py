@@ -71,7 +71,7 @@ class Loop:
         """Raise ValueError unless all workers, if there are several, do the same from here on."""
         if not self.several_workers:
             return
-        own = ("train_dir", "data_dir", "basemodel", "checkpoint")  # paths may differ
+        own = ("train_dir", "data_dir", "basemodel", "checkpoint", "groups")  # paths may differ
         flags = {name: value for name, value in vars(self.flags).items() if name not in own}
         workers = self.trainer.strategy.num_replicas_in_sync
         number = zlib.crc32(json.dumps([self.step, flags, self.trainer.description]).encode())

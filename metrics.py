@@ -124,19 +124,24 @@ def group_accuracies(confusion: np.ndarray, groups: Sequence[np.ndarray]) -> lis
     return [float(hits[g].sum() / max(images[g].sum(), 1)) for g in groups]
 
 
+def _class_counts(groups: Sequence[Sequence[int]], superclass_of: np.ndarray) -> np.ndarray:
+    """How many classes of every superclass each group has, `[G, superclasses]`."""
+    number = superclass_of.max() + 1
+    members = [superclass_of[np.asarray(group, int)] for group in groups]
+    return np.array([np.bincount(superclasses, minlength=number) for superclasses in members])
+
+
 def pairs_together(groups: Sequence[Sequence[int]], superclass_of_class: Sequence[int]) -> float:
     """Share of the pairs of classes of one superclass that are in one group."""
-    of = np.asarray(superclass_of_class)
-    inside = np.array([np.bincount(of[np.asarray(g, int)], minlength=of.max() + 1) for g in groups])
-    sizes = np.bincount(of)
-    return float((inside * (inside - 1)).sum() / (sizes * (sizes - 1)).sum())
+    counts = _class_counts(groups, np.asarray(superclass_of_class))
+    sizes = counts.sum(axis=0)
+    return float((counts * (counts - 1)).sum() / (sizes * (sizes - 1)).sum())
 
 
 def purity(groups: Sequence[Sequence[int]], superclass_of_class: Sequence[int]) -> float:
     """Largest share of a superclass that is in one group, averaged over the superclasses."""
-    of = np.asarray(superclass_of_class)
-    inside = [np.bincount(of[np.asarray(g, int)], minlength=of.max() + 1) for g in groups]
-    return float(np.mean(np.max(inside, axis=0) / np.bincount(of)))
+    counts = _class_counts(groups, np.asarray(superclass_of_class))
+    return float(np.mean(counts.max(axis=0) / counts.sum(axis=0)))
 
 
 def by_chance(measure, groups, superclass_of_class, draws: int = 1000) -> tuple[float, float]:

@@ -36,7 +36,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def publish(folder: str, found: dict[str, list[dict]], to: str = RESULTS) -> list[str]:
+def publish(folder: str, results_by_row: dict[str, list[dict]], to: str = RESULTS) -> list[str]:
     """Copy each row's result, flags, thinned metrics, groups and pictures into `to`.
 
     The baseline that given groups cut is copied as a part of their row. The weights of
@@ -47,17 +47,19 @@ def publish(folder: str, found: dict[str, list[dict]], to: str = RESULTS) -> lis
         ValueError: they are published already, or `to` holds those of another preset, network
             or data set.
     """
-    first = next(iter(found.values()))[0]
+    first = next(iter(results_by_row.values()))[0]
     if is_published(first):
         raise ValueError(
             f"{folder} is published already: name the folder that experiments/run.sh filled"
         )
     there = collect(to)
-    both = {row: there.get(row, []) + found.get(row, []) for row in {*there, *found}}
+    both = {
+        row: there.get(row, []) + results_by_row.get(row, []) for row in {*there, *results_by_row}
+    }
     check_alike(both, f"{to} with {folder}")
     folders = []
-    for row, results_of_row in found.items():
-        for result in results_of_row:
+    for row, results in results_by_row.items():
+        for result in results:
             path, seed = result.pop("path"), result["seed"]
             target = os.path.join(to, row, *([f"seed{seed}"] if seed else []))
             run = os.path.dirname(os.path.dirname(path))  # without eval/result.json

@@ -40,22 +40,22 @@ def find_results(folder: str) -> dict[str, list[dict]]:
     """
     if not os.path.isdir(folder):
         raise ValueError(f"there is no folder {folder}: make rows with experiments/run.sh")
-    found = collect(folder)
-    if not found:
+    results_by_row = collect(folder)
+    if not results_by_row:
         raise ValueError(f"no result of a row in {folder}: make one with experiments/run.sh")
-    for row, results_of_row in found.items():
-        for result in results_of_row:
+    for row, results in results_by_row.items():
+        for result in results:
             _check_complete(result)
-        seeds = [result["seed"] for result in results_of_row]
+        seeds = [result["seed"] for result in results]
         for seed in set(seeds):
             if seeds.count(seed) > 1:
                 raise ValueError(f"{folder} has two results of {row}, seed {seed}: remove one")
-    check_alike(found, folder)
-    return found
+    check_alike(results_by_row, folder)
+    return results_by_row
 
 
 def collect(folder: str) -> dict[str, list[dict]]:
-    found = {}
+    results_by_row = {}
     for row in ROWS:
         run = f"{row}/split" if is_tree(row) else row
         for place in (f"{run}/eval", f"seed*/{run}/eval", row, f"{row}/seed*"):
@@ -63,8 +63,8 @@ def collect(folder: str) -> dict[str, list[dict]]:
             for path in sorted(glob.glob(pattern)):
                 result = utils.read_json(path)
                 if result.get("split") == "test":
-                    found.setdefault(row, []).append(result | {"path": path})
-    return found
+                    results_by_row.setdefault(row, []).append(result | {"path": path})
+    return results_by_row
 
 
 def is_tree(row: str) -> bool:
@@ -88,11 +88,11 @@ def _check_complete(result: dict) -> None:
         )
 
 
-def check_alike(found: dict[str, list[dict]], where: str) -> None:
+def check_alike(results_by_row: dict[str, list[dict]], where: str) -> None:
     """Raise ValueError where results differ in what one table has in common."""
     for name in ("dataset", "preset", "network"):
-        rows = [row for row in found if name != "network" or row != "narrow"]
-        values = {str(result[name]) for row in rows for result in found[row]}
+        rows = [row for row in results_by_row if name != "network" or row != "narrow"]
+        values = {str(result[name]) for row in rows for result in results_by_row[row]}
         if len(values) > 1:
             raise ValueError(
                 f"{where} mixes {name}s ({', '.join(sorted(values))}): name a folder of one's"

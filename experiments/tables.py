@@ -67,25 +67,25 @@ def _percent(results: list[dict] | None, paper: float | None) -> str:
     return " ".join(words)
 
 
-def table_1(found: dict[str, list[dict]]) -> str:
+def table_1(results_by_row: dict[str, list[dict]]) -> str:
     """Test errors, by who made the groups."""
     lines = [["test error, % (paper)", "S: semantic", "C: clustering", "R: random", "learned"]]
     for title, row, *paper in TABLE_1:
         names = [*(f"{row}-{variant}" for variant in VARIANTS), row]
-        cells = [_percent(found.get(n), p) for n, p in zip(names, paper, strict=True)]
+        cells = [_percent(results_by_row.get(n), p) for n, p in zip(names, paper, strict=True)]
         if any(cells):
             lines.append([title, *cells])
     return utils.markdown_table(lines)
 
 
-def table_2(found: dict[str, list[dict]]) -> str:
+def table_2(results_by_row: dict[str, list[dict]]) -> str:
     """What each network that we have costs, counted from the actual one."""
     shares = ["saved", "saved by equal groups", "saved in the paper"]
     head = ["network", "weights", *shares, "FLOPs", *shares, "error, %", "seeds", "pairs (chance)"]
     lines = [head]
-    whole = found.get("baseline", [None])[0]
-    for row in (name for name in ROWS if name in found):
-        results = found[row]
+    whole = results_by_row.get("baseline", [None])[0]
+    for row in (name for name in ROWS if name in results_by_row):
+        results = results_by_row[row]
         first = results[0]
         cells = [row]
         equal = _equal_counts(first)
@@ -111,20 +111,20 @@ def _count(name: str, count: float) -> str:
     return f"{count / 1e6:.3f} M" if name == "weights" else f"{count / 1e9:.3f} G"
 
 
-def mistakes_table(found: dict[str, list[dict]]) -> str:
+def mistakes_table(results_by_row: dict[str, list[dict]]) -> str:
     """Where trees go wrong: within a group, which one branch decides, or between groups.
 
     In % of the test images, beside the baseline's (in brackets) by the same groups; each the mean
     over its seeds. Empty without a tree and a baseline.
     """
     lines = [["mistakes, % (baseline's)", "within a group", "between groups"]]
-    trees = [row for row in ROWS if row in found and is_tree(row)]
-    if not trees or "baseline" not in found:
+    trees = [row for row in ROWS if row in results_by_row and is_tree(row)]
+    if not trees or "baseline" not in results_by_row:
         return ""
     for row in trees:
-        groups = [tree["group_classes"] for tree in found[row]]
-        ours = [_mistakes(*pair) for pair in zip(found[row], groups, strict=True)]
-        baselines = [_mistakes(whole, of) for whole in found["baseline"] for of in groups]
+        groups = [tree["group_classes"] for tree in results_by_row[row]]
+        ours = [_mistakes(*pair) for pair in zip(results_by_row[row], groups, strict=True)]
+        baselines = [_mistakes(whole, of) for whole in results_by_row["baseline"] for of in groups]
         means = zip(np.mean(ours, axis=0), np.mean(baselines, axis=0), strict=True)
         lines.append([row, *(f"{share:.2f} ({base:.2f})" for share, base in means)])
     return utils.markdown_table(lines)
@@ -146,13 +146,13 @@ def _equal_counts(result: dict) -> tuple[int, int] | None:
     return resnet.count(resnet.equal_tree(config))
 
 
-def summary_table(found: dict[str, list[dict]]) -> str:
+def summary_table(results_by_row: dict[str, list[dict]]) -> str:
     """One line a network: its groups, what it costs, our error and the paper's."""
     head = ["network", "groups", "weights", "FLOPs", "test error, %", "paper's, %"]
     lines = [head]
     for title, row, *paper in TABLE_1:
         for kind, error in zip(("", *VARIANTS), (paper[-1], *paper), strict=False):
-            results = found.get(f"{row}-{kind}" if kind else row)
+            results = results_by_row.get(f"{row}-{kind}" if kind else row)
             if not results:
                 continue
             groups = ""
@@ -168,9 +168,11 @@ def summary_table(found: dict[str, list[dict]]) -> str:
     return utils.markdown_table(lines)
 
 
-def _setting(found: dict[str, list[dict]]) -> str:
+def _setting(results_by_row: dict[str, list[dict]]) -> str:
     """What all rows have in common, in words."""
-    first = next(found[row] for row in sorted(found, key=lambda row: row == "narrow"))[0]
+    first = next(
+        results_by_row[row] for row in sorted(results_by_row, key=lambda row: row == "narrow")
+    )[0]
     note = "" if first["dataset"] == "cifar100" else f" **on the {first['dataset']} data set**"
     return (
         f"{first['network']}, preset `{first['preset']}`{note}, {first['num_examples']:,} test "
@@ -178,16 +180,20 @@ def _setting(found: dict[str, list[dict]]) -> str:
     )
 
 
-def _notes(found: dict[str, list[dict]]) -> str:
+def _notes(results_by_row: dict[str, list[dict]]) -> str:
     """What a reader has to know of the numbers, in sentences."""
     notes = ["The paper's numbers are of WRN-16-8."]
-    numbers = {len(results) for results in found.values()} - {1}
+    numbers = {len(results) for results in results_by_row.values()} - {1}
     if numbers:
         of = f"{numbers.pop()} seeds" if len(numbers) == 1 else "several seeds"
         notes.append(f"Where ± stands, the mean of {of} and its standard error.")
-    low = [row for row in ROWS if any(_trained_in(r) == "bfloat16" for r in found.get(row, []))]
+    low = [
+        row
+        for row in ROWS
+        if any(_trained_in(r) == "bfloat16" for r in results_by_row.get(row, []))
+    ]
     if low:
-        which = "all rows" if len(low) == len(found) else ", ".join(low)
+        which = "all rows" if len(low) == len(results_by_row) else ", ".join(low)
         notes.append(f"Trained in bfloat16 and evaluated in float32: {which}.")
     return " ".join(notes)
 
@@ -199,23 +205,25 @@ def _trained_in(result: dict) -> str:
     return utils.read_json(os.path.join(run, "config.json"))["flags"]["precision"]
 
 
-def page(found: dict[str, list[dict]]) -> str:
+def page(results_by_row: dict[str, list[dict]]) -> str:
     """The tables and what they were measured on."""
     hardware = sorted(
-        {result["hardware"] for results_of_row in found.values() for result in results_of_row}
+        {result["hardware"] for results in results_by_row.values() for result in results}
     )
     parts = [
-        f"{_setting(found)}; evaluated on {'; '.join(hardware)}. {_notes(found)}",
-        table_1(found),
-        table_2(found),
-        mistakes_table(found),
+        f"{_setting(results_by_row)}; evaluated on {'; '.join(hardware)}. {_notes(results_by_row)}",
+        table_1(results_by_row),
+        table_2(results_by_row),
+        mistakes_table(results_by_row),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def summary(found: dict[str, list[dict]]) -> str:
+def summary(results_by_row: dict[str, list[dict]]) -> str:
     """The one table of the README."""
-    return f"{_setting(found)}. {_notes(found)}\n\n{summary_table(found)}"
+    return (
+        f"{_setting(results_by_row)}. {_notes(results_by_row)}\n\n{summary_table(results_by_row)}"
+    )
 
 
 def write_into(path: str, texts: dict[str, str]) -> list[str]:
@@ -250,8 +258,8 @@ def write_into(path: str, texts: dict[str, str]) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
-    found = find_results(flags.folder)
-    texts = {"results": page(found), "summary": summary(found)}
+    results_by_row = find_results(flags.folder)
+    texts = {"results": page(results_by_row), "summary": summary(results_by_row)}
     print(texts["results"])
     if flags.write:
         written = write_into(flags.write, texts)

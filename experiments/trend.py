@@ -45,7 +45,7 @@ def gaps(results: str) -> dict[str, list[tuple[float, float, float]]]:
     Raises:
         ValueError: a width has no baseline, or there is no width.
     """
-    found: dict[str, list] = {row: [] for row in ROWS}
+    gaps_by_row: dict[str, list] = {row: [] for row in ROWS}
     for folder in [results, *sorted(glob.glob(os.path.join(glob.escape(results), "trend", "k*")))]:
         rows = find_results(folder)
         if "baseline" not in rows:
@@ -54,8 +54,8 @@ def gaps(results: str) -> dict[str, list[tuple[float, float, float]]]:
         base, base_error = error_of(rows["baseline"])
         for row in ROWS.keys() & rows.keys():
             mean, error = error_of(rows[row])
-            found[row].append((k, mean - base, float(np.hypot(error, base_error))))
-    return {row: sorted(points) for row, points in found.items() if points}
+            gaps_by_row[row].append((k, mean - base, float(np.hypot(error, base_error))))
+    return {row: sorted(points) for row, points in gaps_by_row.items() if points}
 
 
 def error_of(results: Sequence[dict]) -> tuple[float, float]:
@@ -72,12 +72,12 @@ def fit(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
     return float(np.sum(weight * gap * k) / np.sum(weight)), float(np.sum(weight) ** -0.5)
 
 
-def table(found: dict[str, list[tuple[float, float, float]]]) -> str:
+def table(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> str:
     """Gaps, c and what it says of k = 8, beside the prediction."""
-    widths = sorted({k for points in found.values() for k, *_ in points})
+    widths = sorted({k for points in gaps_by_row.values() for k, *_ in points})
     lines = [["gap to the baseline, points", *(f"k = {k:g}" for k in widths), "c", "predicted c",
               "so at k = 8"]]  # fmt: skip
-    for row, points in found.items():
+    for row, points in gaps_by_row.items():
         by_width = {k: f"{gap:.2f} ± {error:.2f}" for k, gap, error in points}
         c, error = fit(points)
         cells = [f"{c:.1f} ± {error:.1f}", f"{PREDICTED[row]:g}", f"{c / 8:.2f}"]
@@ -85,14 +85,14 @@ def table(found: dict[str, list[tuple[float, float, float]]]) -> str:
     return utils.markdown_table(lines)
 
 
-def draw(found: dict[str, list[tuple[float, float, float]]]) -> Figure:
+def draw(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> Figure:
     """Gaps over 1/k with their standard errors, the law fitted to them, and the prediction."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=110)
     axes = figure.subplots()
-    ends = np.array([0, 1.05 / min(k for points in found.values() for k, *_ in points)])
-    for number, (row, points) in enumerate(found.items()):
+    ends = np.array([0, 1.05 / min(k for points in gaps_by_row.values() for k, *_ in points)])
+    for number, (row, points) in enumerate(gaps_by_row.items()):
         k, gap, error = np.array(points).T
         colour = f"C{number}"
         axes.errorbar(1 / k, gap, error, fmt="o", color=colour, capsize=3, label=ROWS[row])
@@ -100,7 +100,7 @@ def draw(found: dict[str, list[tuple[float, float, float]]]) -> Figure:
         axes.plot(ends, PREDICTED[row] * ends, color=colour, linewidth=1, linestyle=":")
     axes.plot([], [], color="grey", linewidth=1, label="law c / k, fitted")
     axes.plot([], [], color="grey", linewidth=1, linestyle=":", label="predicted")
-    widths = sorted({k for points in found.values() for k, *_ in points} | {8.0})
+    widths = sorted({k for points in gaps_by_row.values() for k, *_ in points} | {8.0})
     axes.set_xticks([1 / k for k in widths], [f"1/{k:g}" if k != 1 else "1" for k in widths])
     axes.set(xlabel="1 / k", ylabel="test error above the baseline's, points", xlim=(0, None))
     axes.set_ylim(0, None)
@@ -111,13 +111,13 @@ def draw(found: dict[str, list[tuple[float, float, float]]]) -> Figure:
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
-    found = gaps(flags.results)
-    if not found:
+    gaps_by_row = gaps(flags.results)
+    if not gaps_by_row:
         raise ValueError(f"{flags.results} has none of the rows {', '.join(ROWS)}: publish some")
-    print(table(found))
+    print(table(gaps_by_row))
     if flags.output_file:
         utils.check_file(flags.output_file, "output_file")
-        draw(found).savefig(flags.output_file)
+        draw(gaps_by_row).savefig(flags.output_file)
         print(f"\nwritten: {flags.output_file}")
     return 0
 

@@ -100,8 +100,10 @@ def sharpness(metrics: Sequence[dict]) -> Figure:
 
 def superclasses(groups: Sequence[Sequence[int]], data: dict) -> Figure:
     """Where the classes of each superclass went (the paper's Figure 5)."""
-    names, of = data["superclass_names"], np.array(data["superclass_of_class"])
-    counts = np.array([[np.sum(of[np.array(g)] == s) for g in groups] for s in range(len(names))])
+    names, superclass_of = data["superclass_names"], np.array(data["superclass_of_class"])
+    counts = np.array(
+        [[np.sum(superclass_of[np.array(g)] == s) for g in groups] for s in range(len(names))]
+    )
     order = np.lexsort((-counts.max(axis=1), counts.argmax(axis=1)))
     figure, ((axes,),) = _figure(1, 1, 10, 0.6 + 0.26 * len(names))
     left = np.zeros(len(names))
@@ -112,7 +114,7 @@ def superclasses(groups: Sequence[Sequence[int]], data: dict) -> Figure:
             label=f"group {number} ({len(groups[number])} classes)",
         )  # fmt: skip
         for row, superclass in enumerate(order):
-            members = [c for c in groups[number] if of[c] == superclass]
+            members = [c for c in groups[number] if superclass_of[c] == superclass]
             for place, c in enumerate(members):
                 axes.text(
                     left[row] + place + 0.5, row, data["class_names"][c].replace("_", " "),
