@@ -281,7 +281,7 @@ def test_quickstart_goes_through_the_pipeline(quickstart):
 def test_quickstart_says_how_long_it_takes(quickstart):
     quickstart()
     assert quickstart.out.count("minutes to the end") == 1
-    # 5:12 and 0.9 as much again, in whole minutes.
+    # 5:12 and 0.8 as much again, in whole minutes.
     assert "0:05:12 left\n== about 10 minutes to the end" in quickstart.out
     assert quickstart(GROUP="130")[0] == 130  # an interruption ends it
 
