@@ -17,9 +17,27 @@ NUM_CLASSES = 100
 IMAGE_SIZE = 32
 PADDING = 4
 SPLITS = ("train", "val", "train_val", "test")
+# Of CIFAR-100, in the order of the labels.
+CLASS_NAMES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
+    cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+    lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+    train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+""".split()  # noqa: SIM905, a list would be three times as long
 GET_DATA = "get it with: python download_cifar100.py --dataset_path {} (or --archive, --synthetic)"
 
 _AUGMENT = 1  # tells this use of a (seed, step) from others
+
+
+def class_names(dataset: str | None, number: int) -> list[str]:
+    """Names of the classes of a data set that is not at hand: CIFAR-100's, else numbers."""
+    if dataset in (None, "cifar100") and number == NUM_CLASSES:
+        return CLASS_NAMES
+    return [f"class {label}" for label in range(number)]
 
 
 def describe(data_dir: str) -> dict:

@@ -2,8 +2,9 @@
 
 A tree (stage split), a dense network (baseline, group) or a TensorFlow 1 checkpoint of the
 published code. `--mask` evaluates a grouped dense network with every weight between different
-groups at zero: what the tree is right after the cut. `--placement` spreads a tree over the devices
-of this machine (`--devices`) or of others (`--cluster`), each of which runs `eval.py --worker`.
+groups at zero: what the tree is right after the cut. A tree's branches are spread over all GPUs of
+this machine, over `--devices`, or over other machines (`--cluster`), each of which runs
+`eval.py --worker`.
 """
 
 from __future__ import annotations
@@ -68,11 +69,16 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         help="compile with XLA, on one device")  # fmt: skip
     add(
         "--placement",
-        default="single",
-        choices=devices.PLACEMENTS,
-        help="of a tree's branches on devices (default: single)",
+        default="auto",
+        choices=("auto", *devices.PLACEMENTS),
+        help="placement of a tree's branches (default: auto, branch where there are several "
+        "devices, else single)",
     )
-    add("--devices", default="", help="such as /GPU:0,/GPU:1 (default: TensorFlow's first)")
+    add(
+        "--devices",
+        default="",
+        help="such as /GPU:0,/GPU:1 (default: all GPUs for a tree, else the first device)",
+    )
     add("--cluster", default="", help="compute on the workers at host:port,host:port instead")
     add("--worker", type=utils.number(int, low=1, high=2**16 - 1), metavar="PORT",
         help="serve this machine to --cluster on a port; takes no other flag")  # fmt: skip
@@ -104,7 +110,7 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace) -> None:
     if flags.devices and flags.cluster:
         parser.error("--devices are of this machine, --cluster's are of others: leave one out")
     places = len(flags.devices) + len(flags.cluster)
-    if (flags.placement == "single") != (places < 2):
+    if flags.placement != "auto" and (flags.placement == "single") != (places < 2):
         parser.error(
             f"--placement {flags.placement} and {places} devices or workers: single takes one "
             "at most, branch and hybrid take several"
@@ -143,9 +149,14 @@ def main(argv: Sequence[str]) -> int | None:
     restore.check_dataset(path, description, data, flags.data_dir, flags.split)
     images, labels = cifar100.load(flags.data_dir, flags.split)
     result_file, output_file = output_files(flags, path)
+    placement = flags.placement
+    if placement == "auto":
+        placement, placed_on = tree.choose(net, placed_on, alone=flags.jit_compile)
+        if len(placed_on) > 1:
+            print(f"placement {placement} on {', '.join(placed_on)}")
     with cluster.Watch(flags.cluster):
         try:
-            placed = tree.place(net, placed_on, flags.placement)
+            placed = tree.place(net, placed_on, placement)
             predict = metrics.predictor(placed, flags.precision, flags.jit_compile)
             start = time.perf_counter()
             evaluation = metrics.evaluate(predict, images, labels, flags.batch_size)
@@ -162,7 +173,7 @@ def main(argv: Sequence[str]) -> int | None:
         checkpoint=path,
         masked=flags.mask,
         precision=flags.precision,
-        placement=flags.placement,
+        placement=placement,
         devices=placed_on or [devices.default_device()],
         cluster=flags.cluster,
     )

@@ -359,6 +359,28 @@ def hard_assignments(net) -> dict[str, np.ndarray]:
     return assignment
 
 
+def equal_assignments(net) -> dict[str, np.ndarray]:
+    """As `hard_assignments`, but every group gets the same number of columns, one more or less.
+
+    Of all such assignments the one with the largest sum of log shares. Parents stay the union of
+    their children.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    assignment = {}
+    for name, alpha in net.alphas.items():
+        log_shares = tf.nn.log_softmax(alpha, axis=0).numpy().astype(np.float64)  # (G, D)
+        num_groups, size = log_shares.shape
+        least = size // num_groups
+        # A place in a group for each column: `least` that must be filled, then one that may be.
+        groups = np.repeat(np.arange(num_groups), least + 1)
+        optional = np.tile(np.arange(least + 1) == least, num_groups)
+        cost = -log_shares[groups].T + optional * (1 + 2 * size * np.abs(log_shares).max())
+        columns, places = linear_sum_assignment(cost)
+        assignment[name] = groups[places[np.argsort(columns)]]
+    return assignment
+
+
 def given_assignment(config, class_groups: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """What `hard_assignments` gives, from given classes of each group of the classifier.
 

@@ -217,8 +217,10 @@ def network_from_weights(path: str, tensors, flags: argparse.Namespace, run_info
             raise ValueError(
                 f"{path} has no groups to cut: run --stage group first, or give some with --groups"
             )
-        tree = resnet.split(base) if isinstance(base, resnet.ResNet) else base
-        return tree, description
+        if not isinstance(base, resnet.ResNet):
+            return base, description
+        equal = grouping.equal_assignments(base) if flags.equal_groups else None
+        return resnet.split(base, equal), description
     if not isinstance(base, resnet.ResNet):
         raise ValueError(f"{path} is a tree already: only stage split goes on from it")
     _check_network(path, base.config, flags, groups=grouped)

@@ -46,6 +46,8 @@ def _flag_table() -> list[tuple]:
         ("ngroups3", count, 1, ("group", "split"), "number of groups of unit_2 (1: not split)"),
         ("groups", utils.path, "", ("split",),
          "JSON file of class groups to cut a baseline into (experiments/variants.py makes some)"),
+        ("equal_groups", utils.boolean, False, ("split",),
+         "cut into groups of equal size, with the largest sum of log shares"),
         ("l2_weight", weight, 1e-4, STAGES, "weight decay, the lambda of eq. (1)"),
         ("gamma1", weight, 1.0, grouped, "weight of overlap (R_D, eq. 5): makes groups disjoint"),
         ("gamma2", weight, 1.0, grouped, "weight of weight_split (R_W, eq. 4): empties the cut"),
@@ -163,6 +165,8 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
     if flags.groups and max(flags.ngroups) == 1:
         parser.error(f"--groups {flags.groups} needs their numbers: set --ngroups1 to 2 or more")
     if flags.stage == "split":
+        if flags.equal_groups and flags.groups:
+            parser.error("--equal_groups and --groups exclude each other: leave one of them out")
         if not flags.basemodel and not flags.checkpoint:
             parser.error("stage split cuts a grouped network: name its run with --basemodel")
         if not given & {"ngroups1", "ngroups2", "ngroups3"}:

@@ -6,6 +6,8 @@ medians are given. No training and no data are needed: weights, images and group
     parallel   inference of the dense network and of trees on one and several devices (Table 5)
     training   a step of each stage
     pipeline   augmented images a second, and how long a training step waits for them
+    engines    inference of exported networks by the engines of other makers that are installed;
+               only where --only names it
 
 Without GPUs the devices are logical CPU devices of one core each: one thread an operation, and as
 many operations at once as there are devices.
@@ -18,6 +20,7 @@ import importlib.util
 import os
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
@@ -25,11 +28,12 @@ import resnet
 import restore
 import rundir
 import utils
-from benchmark import cases, frameworks
+from benchmark import cases, engines, frameworks
 from benchmark.timing import TimedProcess, compare
+from formats import files
 from utils import tf
 
-PARTS = ("parallel", "training", "pipeline")
+PARTS = ("parallel", "training", "pipeline", "engines")
 # The paper's Table 5: (row, groups, devices, placement, the paper's speed-up if it has one). The
 # first is what the others are compared with; "dense" has no groups.
 ROWS = [
@@ -52,6 +56,9 @@ ROWS = [
 ]
 # (stage, dropout_keep_prob): the first is what the others are compared with.
 STEPS = [("baseline", 1.0), ("group", 1.0), ("group", 0.5), ("split", 1.0)]
+# Networks whose exports are timed: groups, and the branch if it is one alone.
+EXPORTED = [("dense", None), ("2-2-2", None), ("2-4-4", None), ("2-2-2", 0)]
+BATCHES = [(100, 1), (1, 20)]  # images, and how many times in a step
 READY = 10  # batches at most that the pipeline holds ready when the first step is compiled
 
 
@@ -90,7 +97,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{name} takes {', '.join(known)}, got {getattr(flags, name)!r}")
         setattr(flags, name, given)
     if not flags.only:
-        flags.only = [] if flags.peer else list(PARTS)
+        flags.only = [] if flags.peer else [part for part in PARTS if part != "engines"]
     flags.output_file = flags.output_file or ("benchmark.json" if flags.only else "peers.json")
     flags.devices = [name for name in flags.devices.split(",") if name]
     for name in ("devices", "checkpoint"):
@@ -224,6 +231,47 @@ def compare_peers(flags: argparse.Namespace) -> Iterator[dict]:
             }
 
 
+# ---------------------------------------------------------------- other engines
+
+
+def compare_engines(flags: argparse.Namespace) -> Iterator[dict]:
+    """Inference of each of EXPORTED in this program and by each engine that is installed;
+    `relative` is our time in units of theirs."""
+    there = {e: v for e, v in engines.ENGINES.items() if utils.is_installed(v[1])}
+    formats = {form for form, *_ in there.values()}
+    formats = {f for f in formats if all(map(utils.is_installed, files.ENGINES[f]))}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (groups, branch) in enumerate(EXPORTED):
+            model = cases.exported_model(flags.k, groups, branch)
+            paths = {form: os.path.join(folder, f"{number}.{form}") for form in formats}
+            for form, path in paths.items():
+                files.WRITERS[form](model, path)
+            for batch_size, calls in BATCHES:
+                size = (batch_size, calls)
+                others = {
+                    engine: (engines.make_engine, engine, paths[form], *size)
+                    for engine, (form, *_) in there.items()
+                    if form in paths
+                }
+                if groups == "dense" and utils.is_installed("torch"):
+                    others["PyTorch"] = (engines.make_torch, flags.k, *size)
+                ours = (cases.make_exported, flags.k, groups, branch, *size)
+                for engine, case in others.items():
+                    with TimedProcess(*ours) as this, TimedProcess(*case) as other:
+                        measured = compare(this, other, flags.repeats)
+                        first = [each.stats()["first_step_seconds"] for each in (this, other)]
+                    yield {
+                        "network": groups if branch is None else f"{groups}, one branch",
+                        "batch_size": batch_size,
+                        "engine": engine,
+                        "seconds": measured["seconds"] / calls,
+                        "our_seconds": measured["baseline_seconds"] / calls,
+                        "relative": measured["speedup"],
+                        "first_seconds": first[1],
+                        "our_first_seconds": first[0],
+                    }
+
+
 # ---------------------------------------------------------------- the input pipeline
 
 
@@ -297,6 +345,18 @@ PEER_COLUMNS = {
 }
 
 
+ENGINE_COLUMNS = {
+    "network": _of("network", ""),
+    "batch": _of("batch_size", ""),
+    "engine": _of("engine", ""),
+    "its ms": lambda row: f"{1e3 * row['seconds']:.2f}",
+    "ours": lambda row: f"{1e3 * row['our_seconds']:.2f}",
+    "ours/its": _of("relative", ".2f"),
+    "its first logits after, s": _of("first_seconds", ".1f"),
+    "ours after, s": _of("our_first_seconds", ".1f"),
+}
+
+
 def _measure(title: str, rows: Iterator[dict], columns: dict) -> list[dict]:
     """All rows, told one by one while they are measured and as a table at the end."""
     measured = []
@@ -333,6 +393,10 @@ def main(argv: Sequence[str]) -> int:
             "Input pipeline: {images_per_second_per_core:,.0f} augmented images/s on one core; a "
             "training step waits for {wait_share:.2%} of its time\n".format(**results["pipeline"])
         )
+    if "engines" in flags.only:
+        title = f"Inference of exported {name} by other engines"
+        results["engines"] = _measure(title, compare_engines(flags), ENGINE_COLUMNS)
+        utils.write_json(flags.output_file, results)
     if flags.peer:
         title = f"A training step of {name} beside plain {' and '.join(flags.peer)}"
         results["peers"] = _measure(title, compare_peers(flags), PEER_COLUMNS)

@@ -18,7 +18,9 @@ import objective
 import resnet
 import restore
 from benchmark.dense import Horizontal, Vertical
+from benchmark.engines import random_images
 from benchmark.frameworks import LEARNING_RATE, random_batch
+from formats.models import Model, one_branch, whole
 from parallel import devices as devices_
 from parallel import tree
 from utils import tf
@@ -54,6 +56,27 @@ def make_inference(net, devices, how, precision, batch_size):
         "device_flops": getattr(placed, "device_flops", [flops]),
         "devices": devices,
     }
+
+
+def exported_model(k: float, groups: str, branch: int | None) -> Model:
+    """What export.py makes of a network of equal groups, or of one of its branches."""
+    config = network_config(k, groups)
+    net = resnet.equal_tree(config) if max(config.groups) > 1 else resnet.ResNet(config)
+    resnet.freeze(net)
+    about = {"class_names": cifar100.CLASS_NAMES}
+    return whole(net, about) if branch is None else one_branch(net, branch, about)
+
+
+def make_exported(k: float, groups: str, branch: int | None, batch_size: int, calls: int):
+    """`calls` batches of such a network in this program."""
+    call = exported_model(k, groups, branch).concrete()
+    images = tf.constant(random_images(batch_size))
+
+    def step():
+        for _ in range(calls):
+            call(images)["logits"].numpy()
+
+    return step, {}
 
 
 def make_training(stage, keep_prob, k, precision, batch_size):

@@ -70,16 +70,10 @@ def keras_step(k: float, batch_size: int, precision: str) -> Callable[[], None]:
     return step
 
 
-def torch_step(k: float, batch_size: int, precision: str) -> Callable[[], None]:
-    """`torch.nn` in channels_last, autocast where the precision is bfloat16: WRN-16-k, eager."""
-    import os
-
-    import torch
-    from torch import nn
+def torch_network(k: float, device: str):
+    """WRN-16-k of `torch.nn` in channels_last."""
+    from torch import channels_last, nn
     from torch.nn import functional as F
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     class Block(nn.Module):
         def __init__(self, inputs, filters, stride, first):
@@ -105,7 +99,7 @@ def torch_step(k: float, batch_size: int, precision: str) -> Callable[[], None]:
         blocks += [Block(inputs, filters, 2 if stage else 1, True)]
         blocks += [Block(filters, filters, 1, False)]
         inputs = filters
-    net = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1, bias=False),
         *blocks,
         nn.BatchNorm2d(inputs),
@@ -113,13 +107,38 @@ def torch_step(k: float, batch_size: int, precision: str) -> Callable[[], None]:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(inputs, NUM_CLASSES),
-    ).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(net.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=L2_WEIGHT)
+    ).to(device, memory_format=channels_last)
+
+
+def torch_images(batch_size: int, device: str):
+    """The images and labels of `random_batch`, in channels_last."""
+    import torch
+
     images, labels = random_batch(batch_size)
-    images = (
-        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    )
-    images, labels = images.to(device), torch.from_numpy(labels).long().to(device)
+    images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    images = images.contiguous(memory_format=torch.channels_last)
+    return images.to(device), torch.from_numpy(labels).long().to(device)
+
+
+def torch_device() -> str:
+    """cuda where there is one; on a CPU all cores that this process may use."""
+    import os
+
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def torch_step(k: float, batch_size: int, precision: str) -> Callable[[], None]:
+    """A step of training, eager, autocast where the precision is bfloat16."""
+    import torch
+    from torch.nn import functional as F
+
+    device = torch_device()
+    net = torch_network(k, device)
+    optimizer = torch.optim.SGD(net.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=L2_WEIGHT)
+    images, labels = torch_images(batch_size, device)
 
     def step():
         optimizer.zero_grad(set_to_none=True)

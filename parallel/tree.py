@@ -110,6 +110,37 @@ def split_batch(images: tf.Tensor, number: int) -> list[tf.Tensor]:
     return tf.split(tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]]), number)
 
 
+def choose(
+    net: resnet.ResNet | resnet.SplitResNet, devices: Sequence[str], alone: bool = False
+) -> tuple[str, list[str]]:
+    """The placement and the devices that serve a network best where a person leaves it open.
+
+    A tree's branches go over the given devices, or without any over the GPUs of this machine, if
+    these are several; whatever else goes on one.
+
+    Args:
+        alone: it is to be on one device.
+
+    Raises:
+        ValueError: several devices are given to a dense network.
+    """
+    is_tree = isinstance(net, resnet.SplitResNet)
+    if not devices and is_tree and not alone:
+        gpus = gpu_names()
+        devices = gpus if len(gpus) > 1 else []
+    if len(devices) > 1 and not is_tree:
+        raise ValueError(
+            f"only a tree has branches to share out over {len(devices)} devices: name one device, "
+            "or run split.sh first"
+        )
+    return "branch" if len(devices) > 1 else "single", list(devices)
+
+
+def gpu_names() -> list[str]:
+    """The GPUs of this machine, such as /GPU:0."""
+    return [f"/GPU:{number}" for number in range(len(tf.config.list_logical_devices("GPU")))]
+
+
 def place(net: resnet.ResNet | resnet.SplitResNet, devices: Sequence[str], placement: str):
     """Something that is called like `net` and computes the same on the given devices.
 

@@ -141,11 +141,27 @@ def test_a_timed_process_that_fails_says_why(tmp_path):
 
 def test_a_peer_loads_no_tensorflow():
     """Its peak memory is to be its own."""
-    code = (
-        "import sys; from benchmark import timing, frameworks; print('tensorflow' in sys.modules)"
-    )
+    code = "import sys; from benchmark import engines, frameworks, timing\n"
+    code += "print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_engines_of_other_makers(monkeypatch, tmp_path):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(benchmark, "EXPORTED", [("dense", None), ("2-2-2", 1)])
+    monkeypatch.setattr(benchmark, "BATCHES", [(2, 1)])
+    file = tmp_path / "b.json"
+    flags = ["--only", "engines", "--k", 1, "--repeats", 1, "--output_file", file]
+    status, out, error = inside("benchmark", *flags)
+    assert status == 0, error
+    rows = utils.read_json(file)["engines"]
+    ours = [row for row in rows if row["engine"] == "ONNX Runtime"]
+    assert [row["network"] for row in ours] == ["dense", "2-2-2, one branch"]
+    for row in ours:
+        assert row["relative"] == pytest.approx(row["our_seconds"] / row["seconds"])
+        assert row["first_seconds"] > 0 and row["our_first_seconds"] > 0
+    assert "| ONNX Runtime |" in out
 
 
 def test_files_of_peers_and_of_the_table_are_two():

@@ -22,6 +22,7 @@ import resnet
 import rundir
 import utils
 from parallel import cluster, devices
+from parallel import tree as placing
 from parallel.tree import PlacedTree
 
 TF1 = os.path.join(ROOT, "tests", "reference", "tf1_k1_2-2-2", "model.ckpt-0")
@@ -181,6 +182,29 @@ def test_predictions_do_not_depend_on_the_placement(
     assert there["placement"] == placement and there["devices"] == devices.split(",")
 
 
+def test_branches_go_over_all_gpus_where_a_person_leaves_it_open(monkeypatch):
+    net = grouped_net((1, 2, 2))
+    tree = resnet.split(net)
+    for gpus, expected in [([], ("single", [])), (["/GPU:0"], ("single", [])),
+                           (["/GPU:0", "/GPU:1"], ("branch", ["/GPU:0", "/GPU:1"]))]:  # fmt: skip
+        monkeypatch.setattr(placing, "gpu_names", lambda gpus=gpus: gpus)
+        assert placing.choose(tree, []) == expected
+        assert placing.choose(net, []) == placing.choose(tree, [], alone=True) == ("single", [])
+    assert placing.choose(tree, ["/CPU:1"]) == ("single", ["/CPU:1"])
+    assert placing.choose(tree, ["/CPU:0", "/CPU:1"]) == ("branch", ["/CPU:0", "/CPU:1"])
+    with pytest.raises(ValueError, match="only a tree has branches to share out over 2 devices"):
+        placing.choose(net, ["/CPU:0", "/CPU:1"])
+
+
+def test_the_default_placement_says_what_it_chose(checkpoints, data_dir, tmp_path):
+    flags = ["--checkpoint", checkpoints["tree"], "--data_dir", data_dir]
+    done = python("eval.py", *flags, "--devices", "/CPU:0,/CPU:1", "--eval_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("placement branch on /CPU:0, /CPU:1\n")
+    result = utils.read_json(tmp_path / "result.json")
+    assert result["placement"] == "branch" and result["devices"] == ["/CPU:0", "/CPU:1"]
+
+
 def test_each_device_computes_its_own_branches_only():
     tree = resnet.split(grouped_net((2, 4, 8)))
     placed = PlacedTree(tree, ["/CPU:0"] * 2, hybrid=False)
@@ -217,7 +241,7 @@ def test_devices_that_are_refused(checkpoints, data_dir):
               else "branch", says="names such as /GPU:0")  # fmt: skip
     for flags, says in [
         (("--placement", "branch"), "branch and hybrid take several"),
-        (("--devices", "/CPU:0,/CPU:1"), "single takes one"),
+        (("--devices", "/CPU:0,/CPU:1", "--placement", "single"), "single takes one"),
     ]:
         fails("eval.py", *tree, *flags, says=says, status=2)
     done = python("eval.py", *tree, "--devices", "/GPU:7")

@@ -137,6 +137,38 @@ def test_empty_group_is_named():
         resnet.split(net)
 
 
+@pytest.mark.parametrize("groups", [(2, 2, 2), (2, 4, 4), (1, 2, 3), (3, 3, 3)])
+def test_equal_groups_are_equal_and_the_likeliest(groups):
+    net = grouped_net(groups, k=1)
+    equal = grouping.equal_assignments(net)
+    hard = grouping.hard_assignments(net)
+    for name, group_of in equal.items():
+        num_groups, size = net.alphas[name].shape
+        sizes = np.bincount(group_of, minlength=num_groups)
+        assert sizes.sum() == size and sizes.max() - sizes.min() <= 1
+        shares = tf.nn.log_softmax(net.alphas[name], axis=0).numpy()
+        best = shares[group_of, np.arange(size)].sum()
+        assert best <= shares[hard[name], np.arange(size)].sum() + 1e-4
+        # No two columns would do better in each other's place.
+        swapped = shares[group_of][:, np.arange(size)]  # share of column j in the group of i
+        own = np.diag(swapped)
+        assert (swapped + swapped.T <= own[:, None] + own + 1e-4).all()
+    tree = resnet.split(net, equal)
+    if len(set(groups)) == 1 or groups == (2, 4, 4):
+        expected = resnet.count(resnet.equal_tree(net.config))
+        np.testing.assert_allclose(resnet.count(tree), expected, rtol=0.02)
+
+
+def test_equal_groups_that_are_so_already_stay():
+    net = resnet.ResNet(resnet.NetworkConfig(k=1, groups=(2, 2, 2)))
+    for alpha in net.alphas.values():
+        group_of = np.random.default_rng(0).permutation(np.arange(alpha.shape[1]) % 2)
+        alpha.assign(5.0 * np.eye(2)[group_of].T)
+    equal, hard = grouping.equal_assignments(net), grouping.hard_assignments(net)
+    assert all(np.array_equal(equal[name], hard[name]) for name in hard)
+    assert resnet.count(resnet.split(net, equal)) == resnet.count(resnet.equal_tree(net.config))
+
+
 def test_weight_split_holds_groups_back_by_their_number():
     """Near uniform a deviation of one indicator raises R_W by its square over G."""
     rng = np.random.default_rng(0)

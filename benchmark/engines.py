@@ -1,0 +1,51 @@
+"""Inference by engines of other makers, from the files that export.py writes.
+
+Loads no TensorFlow, so that each engine is alone in its process. Images go in as uint8 and logits
+come out, as they do in ours (`cases.make_exported`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmark import frameworks
+from formats import files
+
+# The engine, the format that it reads, its package, what runs it.
+ENGINES = {
+    "ONNX Runtime": ("onnx", "onnxruntime", files.run_onnx),
+    "OpenVINO": ("onnx", "openvino", files.run_openvino),
+    "LiteRT": ("litert", "ai_edge_litert", files.run_litert),
+}
+
+
+def random_images(batch_size: int) -> np.ndarray:
+    """Images uint8 `[B, 32, 32, 3]`, the same every time."""
+    return np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)
+
+
+def make_engine(engine: str, path: str, batch_size: int, calls: int):
+    """`calls` batches by an engine."""
+    run, images = ENGINES[engine][2](path), random_images(batch_size)
+
+    def step():
+        for _ in range(calls):
+            run(images)
+
+    return step, {}
+
+
+def make_torch(k: float, batch_size: int, calls: int):
+    """`calls` batches of the dense network in PyTorch, eager, of images standardized before."""
+    import torch
+
+    device = frameworks.torch_device()
+    net = frameworks.torch_network(k, device).eval()
+    images, _ = frameworks.torch_images(batch_size, device)
+
+    def step():
+        with torch.inference_mode():
+            for _ in range(calls):
+                net(images).cpu()
+
+    return step, {}

@@ -1,0 +1,196 @@
+"""Take a trained network away, to other programs and formats.
+
+    python export.py --checkpoint runs/cpu/split --format onnx --output tree.onnx
+    python export.py --checkpoint pretrained/deep_2-2-2 --format savedmodel --output tree --branch 1
+    python export.py --checkpoint pretrained/deep_2-2-2 --format savedmodel --output tree --parts
+
+Images go in as uint8 `[N, 32, 32, 3]`, named `images`, for any N: standardizing is part of the
+model. Float32 `logits` come out in the order of the labels. `--branch` exports the trunk and one
+branch, with the logits of its classes alone; `--parts` the trunk and each branch as models of their
+own, the trunk's outputs `features_0`, `features_1` ... being what the branches take. Classes,
+groups and where the network is from travel as metadata. What was written is run by its own engine
+and compared with the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
+import numpy as np
+
+import cifar100
+import rundir
+import utils
+from formats.files import ENGINES, PACKAGES, RUNNERS, WRITERS
+from formats.models import Model, one_branch, parts, whole
+from utils import tf
+
+TOLERANCE = 1e-4
+ENDINGS = {"savedmodel": "/1", "onnx": ".onnx", "litert": ".tflite"}  # of parts
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Flags of an export; a mistake ends the program with one line."""
+    parser = utils.FlagParser(__doc__, needed=("checkpoint", "format", "output"))
+    add = parser.add_argument
+    add("--checkpoint", type=utils.path, help="run directory or model.ckpt-STEP")
+    add("--format", choices=tuple(ENGINES), help=" | ".join(ENGINES))
+    add("--output", type=utils.path, help="file or folder to write; with --parts a folder of them")
+    add("--branch", type=utils.number(int, low=0),
+        help="export the trunk and this branch only, counted from 0")  # fmt: skip
+    add("--parts", type=utils.boolean, nargs="?", const=True, default=False,
+        help="export the trunk and the branches as models of their own")  # fmt: skip
+    add("--quantize", default="", choices=("", "int8"), help="weights of litert: int8")
+    add("--overwrite", type=utils.boolean, nargs="?", const=True, default=False,
+        help="replace an output that exists")  # fmt: skip
+    add("--data_dir", type=utils.path, default="",
+        help="data set for names of classes (default: CIFAR-100's), int8's accuracy")  # fmt: skip
+    flags = parser.parse_args(argv)
+    if flags.parts and flags.branch is not None:
+        parser.error("--parts and --branch exclude each other: leave one of them out")
+    if flags.quantize and flags.format != "litert":
+        parser.error("--quantize is of --format litert: leave it out")
+    return flags
+
+
+# ---------------------------------------------------------------- writing
+
+
+def compare(model: Model, run, number: int = 16) -> tuple[float, float]:
+    """Largest difference of a written model from the network on random inputs, for two numbers of
+    them; and the share of inputs whose largest output is the same."""
+    largest, alike = 0.0, []
+    for count in (1, number):
+        x = model.random_input(count)
+        outputs = run(x)
+        for name, value in zip(model.outputs, model.function(tf.constant(x)), strict=True):
+            largest = max(largest, float(np.abs(outputs[name] - value.numpy()).max()))
+            flat = [np.reshape(v, (count, -1)).argmax(axis=1) for v in (outputs[name], value)]
+            alike += (flat[0] == flat[1]).tolist()
+    return largest, float(np.mean(alike))
+
+
+def accuracy(run, data_dir: str, numbers: list[int]) -> float:
+    """Of the test images whose classes the model tells apart."""
+    images, labels = cifar100.load(data_dir, "test")
+    kept = np.isin(labels, numbers)
+    images, labels = images[kept], np.searchsorted(numbers, labels[kept])
+    batches = [run(images[i : i + 100])["logits"] for i in range(0, len(images), 100)]
+    return float(np.mean(np.concatenate(batches).argmax(axis=1) == labels))
+
+
+def export(model: Model, path: str, flags: argparse.Namespace) -> str:
+    """Write a model and run it; how it compares with the network, in words.
+
+    Raises:
+        ValueError: it does not compute what the network does.
+    """
+    options = {"int8": True} if flags.quantize else {}
+    WRITERS[flags.format](model, path, **options)
+    run = RUNNERS[flags.format](path)
+    difference, alike = compare(model, run)
+    words = f"largest difference from the network {difference:.2g}"
+    if flags.quantize:
+        words += f", {alike:.1%} of the predictions the same"
+        if flags.data_dir:
+            share = accuracy(run, flags.data_dir, model.metadata["classes"])
+            words += f", accuracy {share:.4f} on the test images"
+    elif not difference <= TOLERANCE:
+        raise ValueError(
+            f"{flags.output} was not written: {flags.format} differs from the network by "
+            f"{difference:.2g}, more than {TOLERANCE:g}"
+        )
+    return words
+
+
+def put_in_place(part: str, path: str) -> None:
+    """Give what was written its name, and remove what had it before."""
+    old = f"{part}.old"
+    with utils.writing(path):
+        if os.path.exists(path):
+            os.replace(path, old)
+        os.replace(part, path)
+    remove(old)
+
+
+def remove(path: str) -> None:
+    """A file or a folder, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+    if os.path.exists(path):
+        os.remove(path)
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    files = [os.path.join(folder, file) for folder, _, names in os.walk(path) for file in names]
+    return sum(map(os.path.getsize, files or [path]))
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = parse_flags(argv)
+    missing = [p for p in ENGINES[flags.format] if not utils.is_installed(p)]
+    if missing:
+        names = " ".join(PACKAGES.get(package, package) for package in missing)
+        raise ValueError(f"--format {flags.format} needs more packages: pip install {names}")
+    if os.path.exists(flags.output) and not flags.overwrite:
+        raise ValueError(f"{flags.output} exists: name another --output, or give --overwrite")
+    utils.check_folder(os.path.dirname(flags.output) or ".", "output")
+    import resnet  # loads TensorFlow, for which a mistake in the flags need not wait
+    import restore
+
+    path = rundir.find_checkpoint(flags.checkpoint)
+    net, description = restore.load_evaluated(path, masked=False)
+    resnet.freeze(net)
+    metadata = describe(net, description, path, flags)
+    if flags.parts:
+        models = {name + ENDINGS[flags.format]: m for name, m in parts(net, metadata).items()}
+    elif flags.branch is not None:
+        models = {"": one_branch(net, flags.branch, metadata)}
+    else:
+        models = {"": whole(net, metadata)}
+    part = f"{flags.output}.{os.getpid()}.part"
+    lines = []
+    try:
+        for name, model in models.items():
+            target = os.path.join(part, name) if name else part
+            with utils.writing(flags.output):
+                os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+            words = export(model, target, flags)
+            shown = os.path.join(flags.output, name) if name else flags.output
+            lines.append(f"written: {shown}, {size_of(target) / 2**20:.2f} MiB; {words}")
+        put_in_place(part, flags.output)
+    finally:
+        remove(part)
+    print("\n".join(lines))
+    return 0
+
+
+def describe(net, description: dict, path: str, flags: argparse.Namespace) -> dict:
+    """What travels with a model."""
+    import grouping
+    import restore
+
+    if flags.data_dir:
+        data = cifar100.describe(flags.data_dir)
+        restore.check_dataset(path, description, data, flags.data_dir, "test")
+        names = data["class_names"]
+    else:
+        names = cifar100.class_names(description.get("dataset"), net.config.num_classes)
+    return {
+        "network": net.config.name,
+        "groups": grouping.format_groups(net.config.groups),
+        "class_names": list(names),
+        "dataset": description.get("dataset", ""),
+        "stage": description.get("stage", ""),
+        "step": description["step"],
+        "git_revision": rundir.git_revision(),
+    }
+
+
+if __name__ == "__main__":
+    utils.run_main(main)

@@ -1,0 +1,165 @@
+"""What is exported of a network: all of it, one branch, or the trunk and the branches apart."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import cifar100
+from utils import tf
+
+
+class Model:
+    """What is exported: a function with its network's layers behind it.
+
+    Attributes:
+        inputs: name, dtype and shape (None: any number) of the one input.
+        outputs: names of the outputs.
+        function: tensor in, list of the outputs out, in TensorFlow.
+        draw: the same in a graph of ONNX: `(graph, name of the input)` -> names of the outputs.
+        metadata: what travels with it.
+    """
+
+    def __init__(self, inputs, outputs, function, draw, metadata):
+        self.inputs, self.outputs = inputs, outputs
+        self.function, self.draw, self.metadata = function, draw, metadata
+
+    def concrete(self):
+        """A concrete TensorFlow function of the model, its tensors named."""
+        name, dtype, shape = self.inputs
+        spec = tf.TensorSpec(shape, tf.as_dtype(dtype), name)
+
+        @tf.function(input_signature=[spec])
+        def call(x):
+            values = self.function(x)
+            return {n: tf.identity(v, n) for n, v in zip(self.outputs, values, strict=True)}
+
+        return call
+
+    def random_input(self, number: int, seed: int = 0) -> np.ndarray:
+        """`number` random inputs."""
+        rng = np.random.default_rng(seed)
+        shape = (number, *self.inputs[2][1:])
+        if self.inputs[1] == "uint8":
+            return rng.integers(0, 256, shape, np.uint8)
+        return rng.normal(size=shape).astype(np.float32)
+
+
+IMAGES = ("images", "uint8", (None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3))
+
+
+def whole(net, metadata: dict) -> Model:
+    """All logits, in the order of the labels."""
+    order = np.argsort(np.concatenate([leaf.classes for leaf in net.leaves()]))
+
+    def function(images):
+        return [tf.gather(tf.concat(_leaf_logits(net, _standardize(images)), 1), order, axis=1)]
+
+    def draw(graph, images):
+        return [
+            graph.gather(graph.concat(graph.leaf_logits(net, graph.standardize(images))), order)
+        ]
+
+    return Model(IMAGES, ["logits"], function, draw, metadata | _classes(net.leaves(), metadata))
+
+
+def one_branch(net, number: int, metadata: dict) -> Model:
+    """The trunk and one leaf: the logits of its classes, in the order of the labels."""
+    leaves = list(net.leaves())
+    if len(leaves) == 1:
+        raise ValueError("the network has no branches: leave --branch out")
+    if number >= len(leaves):
+        raise ValueError(f"there is no branch {number}: the tree has 0 to {len(leaves) - 1}")
+    leaf, order = leaves[number], np.argsort(leaves[number].classes)
+
+    def function(images):
+        [logits] = _leaf_logits(net, _standardize(images), leaf)
+        return [tf.gather(logits, order, axis=1)]
+
+    def draw(graph, images):
+        [logits] = graph.leaf_logits(net, graph.standardize(images), leaf)
+        return [graph.gather(logits, order)]
+
+    return Model(IMAGES, ["logits"], function, draw, metadata | _classes([leaf], metadata))
+
+
+def parts(net, metadata: dict) -> dict[str, Model]:
+    """The trunk and what is behind its fork, by their names."""
+    if not net.branches:
+        raise ValueError("the network has no branches: leave --parts out")
+    names = [f"features_{number}" for number in range(net.num_branches)]
+
+    def split_trunk(images):
+        return net.fork(net.features(_standardize(images)))
+
+    def draw_trunk(graph, images):
+        x = graph.features(net, graph.standardize(images))
+        return [graph.nhwc(part) for part in graph.fork(net, x)]
+
+    models = {"trunk": Model(IMAGES, names, split_trunk, draw_trunk, metadata)}
+    side = cifar100.IMAGE_SIZE >> max(net.last_level - 1, 0)
+    for number, (branch, channels) in enumerate(zip(net.branches, net.fork_sizes, strict=True)):
+        leaves = list(branch.leaves())
+        order = np.argsort(np.concatenate([leaf.classes for leaf in leaves]))
+
+        def function(x, branch=branch, order=order):
+            return [tf.gather(tf.concat(_leaf_logits(branch, x), axis=1), order, axis=1)]
+
+        def draw(graph, x, branch=branch, order=order):
+            return [graph.gather(graph.concat(graph.leaf_logits(branch, graph.nchw(x))), order)]
+
+        inputs = (names[number], "float32", (None, side, side, channels))
+        about = metadata | _classes(leaves, metadata)
+        models[f"branch_{number}"] = Model(inputs, ["logits"], function, draw, about)
+    return models
+
+
+def _standardize(images: tf.Tensor) -> tf.Tensor:
+    return cifar100.standardize(images)
+
+
+def _classes(leaves, metadata: dict) -> dict:
+    """The classes of some leaves in the order of the labels, and the groups that they make."""
+    names = metadata["class_names"]
+    groups = [sorted(leaf.classes.tolist()) for leaf in leaves]
+    numbers = sorted(sum(groups, []))
+    return {
+        "classes": numbers,
+        "class_names": [names[number] for number in numbers],
+        "group_classes": groups,
+    }
+
+
+def _leaf_logits(branch, x, leaf=None) -> list[tf.Tensor]:
+    """Logits of every leaf behind a branch, or of one leaf alone, without what only others read."""
+    if not branch.num_branches:
+        return [branch.head(branch.features(x))]
+    if leaf is None:
+        shares = branch.fork(branch.features(x))
+        behind = zip(branch.branches, shares, strict=True)
+        return [logits for child, share in behind for logits in _leaf_logits(child, share)]
+    child, channels = way_to(branch, leaf)
+    if branch.first_level == 1:
+        x = branch.init_conv(x)
+    if not branch.blocks:  # the fork is right behind the branch's input
+        return _leaf_logits(child, x[..., channels], leaf)
+    *blocks, last = branch.blocks
+    for block in blocks:
+        x = block(x)
+    h = last.relu_1(last.bn_1(x, False))
+    y = last.relu_2(last.bn_2(last.conv_1(h), False))
+    y = tf.nn.conv2d(y, last.conv_2.kernel[..., channels], 1, "SAME")
+    if last.shortcut is None:
+        return _leaf_logits(child, y + (h if last.first else x)[..., channels], leaf)
+    h = tf.nn.avg_pool2d(h, 1, last.shortcut.stride, "SAME")
+    skipped = tf.nn.conv2d(h, last.shortcut.kernel[..., channels], 1, "SAME")
+    return _leaf_logits(child, y + skipped, leaf)
+
+
+def way_to(branch, leaf) -> tuple:
+    """The branch behind a fork that leads to a leaf, and the channels that it reads, a slice."""
+    end = 0
+    for child, size in zip(branch.branches, branch.fork_sizes, strict=True):
+        start, end = end, end + size
+        if any(other is leaf for other in child.leaves()):
+            return child, slice(start, end)
+    raise AssertionError("the leaf is not behind this branch")

@@ -1,0 +1,183 @@
+"""Classify pictures of one's own: the likeliest classes, and the branch that tells each apart.
+
+    python predict.py cat.jpg holiday/                      with pretrained/deep_2-2-2
+    python predict.py --checkpoint runs/cpu/split --json holiday/
+
+Pictures are PNG, JPEG, GIF (the first frame) or BMP of any size: their centre square is shrunk to
+32x32. Of a folder all files with such an ending are taken. What is no picture is named, the others
+are classified, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
+import numpy as np
+
+import cifar100
+import rundir
+import utils
+from utils import tf
+
+DEFAULT = os.path.join(os.path.dirname(os.path.realpath(__file__)), "pretrained", "deep_2-2-2")
+ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp")
+SHOWN = 5  # classes of a picture
+MANY = 20  # pictures from which on a terminal sees how far it is
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Pictures and flags; a mistake ends the program with one line."""
+    parser = utils.FlagParser(__doc__)
+    parser.usage = "%(prog)s PICTURE ... --FLAG VALUE ..."
+    add = parser.add_argument
+    add("pictures", nargs="*", type=utils.path, help="files and folders of files")
+    add("--checkpoint", type=utils.path, default=DEFAULT,
+        help="run directory or model.ckpt-STEP (default: pretrained/deep_2-2-2)")  # fmt: skip
+    add("--json", type=utils.boolean, nargs="?", const=True, default=False,
+        help="print a line of JSON for each picture")  # fmt: skip
+    add("--data_dir", type=utils.path, default="",
+        help="data set to take the names of classes from (default: CIFAR-100's)")  # fmt: skip
+    add("--batch_size", type=utils.number(int, low=1), default=100,
+        help="number of pictures at once (default: 100)")  # fmt: skip
+    flags = parser.parse_args(argv)
+    if not flags.pictures:
+        parser.error("name pictures or folders of pictures")
+    return flags
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def find_pictures(names: Sequence[str]) -> Iterator[str]:
+    """The named files, and those below the named folders that end like pictures, sorted."""
+    for name in names:
+        if not os.path.isdir(name):
+            yield name
+            continue
+        for folder, folders, files in os.walk(name):
+            folders.sort()
+            for file in sorted(files):
+                if file.lower().endswith(ENDINGS):
+                    yield os.path.join(folder, file)
+
+
+def read_picture(path: str) -> np.ndarray:
+    """A picture as the network takes it, uint8 `[32, 32, 3]`; 32x32 pixels stay as they are.
+
+    Raises:
+        ValueError: it cannot be read, or is no picture.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    is_png = content.startswith(b"\x89PNG")
+    try:
+        picture = tf.io.decode_image(content, 0 if is_png else 3, expand_animations=False)
+    except tf.errors.OpError as error:
+        reason = str(error).partition("\n")[0] if content else "it is empty"
+        raise ValueError(f"{path} is no picture that can be read ({reason})") from None
+    picture = _on_white(picture.numpy().astype(np.float32))
+    side = min(picture.shape[:2])
+    top, left = ((length - side) // 2 for length in picture.shape[:2])
+    picture = picture[top : top + side, left : left + side]
+    if side != cifar100.IMAGE_SIZE:
+        size = [cifar100.IMAGE_SIZE] * 2
+        picture = tf.image.resize(picture, size, "bicubic", antialias=True).numpy()
+    return np.clip(np.round(picture), 0, 255).astype(np.uint8)
+
+
+def _on_white(picture: np.ndarray) -> np.ndarray:
+    """Grey and transparent pictures `[H, W, 1 to 4]` as `[H, W, 3]`, on a white ground."""
+    channels = picture.shape[-1]
+    if channels in (2, 4):
+        opaque = picture[..., -1:] / 255
+        picture = picture[..., :-1] * opaque + 255 * (1 - opaque)
+    return np.repeat(picture, 3, axis=-1) if channels < 3 else picture
+
+
+# ---------------------------------------------------------------- classes
+
+
+def load_classifier(flags: argparse.Namespace):
+    """`classify(images uint8 [N, 32, 32, 3])` -> probabilities float32 `[N, classes]`; the names
+    of the classes; the branch of each class, all 0 of a dense network."""
+    import resnet
+    import restore
+    from parallel import tree
+
+    path = rundir.find_checkpoint(flags.checkpoint)
+    net, description = restore.load_network(path)
+    if flags.data_dir:
+        data = cifar100.describe(flags.data_dir)
+        restore.check_dataset(path, description, data, flags.data_dir, "test")
+        names = data["class_names"]
+    else:
+        names = cifar100.class_names(description.get("dataset"), net.config.num_classes)
+    branch_of = np.zeros(net.config.num_classes, int)
+    for number, classes in enumerate(resnet.class_groups(net)):
+        branch_of[classes] = number
+    place = tree.place(net, [], "single")
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
+    def classify(images):
+        return tf.nn.softmax(place(cifar100.standardize(images)))
+
+    return classify, names, branch_of
+
+
+def best_classes(probabilities: np.ndarray, names, branch_of) -> list[dict]:
+    """The SHOWN likeliest classes of one picture, the best first."""
+    order = np.argsort(-probabilities, kind="stable")[:SHOWN]
+    return [
+        {"class": names[c], "probability": float(probabilities[c]), "branch": int(branch_of[c])}
+        for c in order
+    ]
+
+
+def report(path: str, classes: list[dict], as_json: bool) -> None:
+    """One picture's classes on the screen."""
+    if as_json:
+        print(json.dumps({"picture": path, "classes": classes}))
+        return
+    print(path)
+    for found in classes:
+        print(f"    {found['probability']:7.2%}  {found['class']} (branch {found['branch']})")
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = parse_flags(argv)
+    paths = list(find_pictures(flags.pictures))
+    if not paths:
+        raise ValueError(f"{', '.join(flags.pictures)}: no file there ends in {', '.join(ENDINGS)}")
+    classify, names, branch_of = load_classifier(flags)
+    shows_progress = len(paths) > MANY and sys.stderr.isatty()
+    failed = 0
+    for start in range(0, len(paths), flags.batch_size):
+        pictures = {}
+        for path in paths[start : start + flags.batch_size]:
+            try:
+                pictures[path] = read_picture(path)
+            except ValueError as error:
+                failed += 1
+                print(f"predict.py: {' '.join(str(error).split())}", file=sys.stderr)
+        if pictures:
+            probabilities = classify(np.stack(list(pictures.values()))).numpy()
+            for path, row in zip(pictures, probabilities, strict=True):
+                report(path, best_classes(row, names, branch_of), flags.json)
+        if shows_progress:
+            done = min(start + flags.batch_size, len(paths))
+            width = 40 * done // len(paths)
+            bar = f"\r[{'#' * width}{'.' * (40 - width)}] {done}/{len(paths)}"
+            print(bar, end="\n" if done == len(paths) else "", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    utils.run_main(main)
