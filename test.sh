@@ -16,8 +16,8 @@ bash "$HERE/quickstart.sh" --setup "$HERE/requirements.txt" "$HERE/tests/require
 PYTHON=$HERE/.venv/bin/python
 
 cd "$HERE"
-"$PYTHON" -m ruff check .
-"$PYTHON" -m ruff format --check .
+"$PYTHON" -m ruff check --config .ci/ruff.toml .
+"$PYTHON" -m ruff format --config .ci/ruff.toml --check .
 .venv/bin/shellcheck -x ./*.sh experiments/run.sh .ci/run
 
 pytest() { # FLAG ...: 5, none of its tests was chosen, counts only where the other call has none too

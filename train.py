@@ -213,7 +213,7 @@ def _check_schedule(parser: utils.FlagParser, flags: argparse.Namespace, given: 
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
-    import loop  # loads TensorFlow, for which a mistake in the flags need not wait
+    from training import loop  # loads TensorFlow, for which a mistake in the flags need not wait
 
     return loop.run(flags)
 

@@ -197,7 +197,7 @@ def state():
     files = [(n, os.readlink(f"/proc/self/fd/{n}")) for n in (0, 1, 2)]
     return files, [signal.getsignal(n) for n in range(1, signal.NSIG)]
 before = state()
-import train, loop, eval, report.__main__, experiments.tables
+import train, training.loop, eval, report.__main__, experiments.tables
 assert state() == before
 """
 

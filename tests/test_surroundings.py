@@ -176,7 +176,7 @@ def state():
     kept = {{k: v for k, v in os.environ.items() if k != 'TF_ENABLE_ONEDNN_OPTS'}}
     return handlers, streams, kept, os.getcwd(), sys.excepthook, sys.stdout, sys.stderr
 before = state()
-import train, loop, eval, report.__main__, benchmark.__main__, experiments.tables
+import train, training.loop, eval, report.__main__, benchmark.__main__, experiments.tables
 assert state() == before
 """
 

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 import metrics
 import cifar100
-import loop
 import objective
 import restore
 import resnet
 import train
 import rundir
 import utils
+from training import loop
 
 GROUPED = {"ngroups1": 4, "ngroups2": 4, "ngroups3": 2, "group_lr_scale": 20}
 

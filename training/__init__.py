@@ -1,0 +1,1 @@
+"""A run of train.py: steps, and what happens between them."""
