@@ -126,13 +126,29 @@ def _no_stderr() -> Iterator[None]:
         os.close(stderr)
 
 
+@contextlib.contextmanager
+def _without_keras() -> Iterator[None]:
+    """TensorFlow imports Keras where it can, which takes as long as the rest and is not needed.
+
+    What asks for it later, as `tf.keras`, gets it.
+    """
+    if "keras" in sys.modules:
+        yield
+        return
+    sys.modules["keras"] = None  # its import fails
+    try:
+        yield
+    finally:
+        del sys.modules["keras"]
+
+
 class _TensorFlow(types.ModuleType):
     """TensorFlow, imported at its first use."""
 
     def __getattr__(self, name: str):
         if name.startswith("__"):  # what tools look for in any module
             raise AttributeError(name)
-        with surroundings():
+        with surroundings(), _without_keras():
             try:
                 import tensorflow
             except ImportError as error:

@@ -17,7 +17,6 @@ from benchmark import cases, frameworks, timing
 from benchmark.dense import Horizontal, Vertical
 from parallel.tree import PlacedTree, place
 
-pytestmark = pytest.mark.alone
 DEVICES = ["/CPU:0"] * 3  # the same one again and again computes the same
 
 
@@ -65,6 +64,7 @@ def test_equal_groups_are_equal():
         assert sizes.max() - sizes.min() <= 1, name
 
 
+@pytest.mark.alone
 def test_the_whole_benchmark(monkeypatch, tmp_path):
     """Every part, as a person runs it, with fewer rows."""
     monkeypatch.setattr(benchmark, "ROWS", [benchmark.ROWS[i] for i in (0, 1, 3, 8, 9)])

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import fails, grouped_net, inside
+from conftest import ROOT, fails, grouped_net, inside
 
 import cifar100
 import objective
@@ -244,3 +244,16 @@ def test_an_output_that_exists_is_replaced_on_request_only(saved, tmp_path):
     exported(run, "savedmodel", tmp_path / "model", "--overwrite", True)
     assert "saved_model.pb" in os.listdir(tmp_path / "model")
     assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("form", ENGINES)
+def test_a_disk_that_is_full(form, saved, tmp_path):
+    """Files may have 100 kB, a fifth of what is to be written: one line, and nothing is left."""
+    need(form)
+    words = [sys.executable, os.path.join(ROOT, "export.py"), "--checkpoint", saved["2-4-4"][1]]
+    words += ["--format", form, "--output", tmp_path / "model"]
+    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *map(str, words)]
+    done = subprocess.run(limited, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("export.py: error: ") and "model" in done.stderr
+    assert os.listdir(tmp_path) == []

@@ -190,6 +190,13 @@ def test_a_mistake_in_the_flags_loads_no_tensorflow():
     assert "did you mean --help?" in done.stderr
 
 
+def test_keras_is_not_loaded_until_it_is_asked_for():
+    code = "import sys, utils\nutils.tf.Module\nprint('keras' in sys.modules)\n"
+    code += "import tensorflow as tf\nprint(tf.keras.layers.Dense.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "False\nDense\n", done.stderr
+
+
 def test_importing_changes_nothing_of_the_process():
     done = subprocess.run(
         [sys.executable, "-c", IMPORT.format(root=ROOT)],
