@@ -52,7 +52,8 @@ def whole(net, metadata: dict) -> Model:
     order = np.argsort(np.concatenate([leaf.classes for leaf in net.leaves()]))
 
     def function(images):
-        return [tf.gather(tf.concat(_leaf_logits(net, _standardize(images)), 1), order, axis=1)]
+        logits = tf.concat(_leaf_logits(net, cifar100.standardize(images)), axis=1)
+        return [tf.gather(logits, order, axis=1)]
 
     def draw(graph, images):
         return [
@@ -72,7 +73,7 @@ def one_branch(net, number: int, metadata: dict) -> Model:
     leaf, order = leaves[number], np.argsort(leaves[number].classes)
 
     def function(images):
-        [logits] = _leaf_logits(net, _standardize(images), leaf)
+        [logits] = _leaf_logits(net, cifar100.standardize(images), leaf)
         return [tf.gather(logits, order, axis=1)]
 
     def draw(graph, images):
@@ -89,7 +90,7 @@ def parts(net, metadata: dict) -> dict[str, Model]:
     names = [f"features_{number}" for number in range(net.num_branches)]
 
     def split_trunk(images):
-        return net.fork(net.features(_standardize(images)))
+        return net.fork(net.features(cifar100.standardize(images)))
 
     def draw_trunk(graph, images):
         x = graph.features(net, graph.standardize(images))
@@ -111,10 +112,6 @@ def parts(net, metadata: dict) -> dict[str, Model]:
         about = metadata | _classes(leaves, metadata)
         models[f"branch_{number}"] = Model(inputs, ["logits"], function, draw, about)
     return models
-
-
-def _standardize(images: tf.Tensor) -> tf.Tensor:
-    return cifar100.standardize(images)
 
 
 def _classes(leaves, metadata: dict) -> dict:
