@@ -90,13 +90,11 @@ def surroundings() -> Iterator[None]:
     - Keras and matplotlib, which TensorFlow imports, do not read the backends that were set for
       other programs, some of which exist there only.
     - In a command TensorFlow says nothing at its start, not even what no setting of its own
-      suppresses, unless TF_CPP_MIN_LOG_LEVEL is set.
+      suppresses, unless TF_CPP_MIN_LOG_LEVEL is set to another value than 3.
     """
     if is_x86():
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    quiet = is_command() and "TF_CPP_MIN_LOG_LEVEL" not in os.environ
-    if quiet:
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    quiet = is_command() and os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3"
     before = dict(os.environ)
     for name in before:
         if name.startswith("KERAS_") or name == "TF_USE_LEGACY_KERAS":

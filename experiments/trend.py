@@ -87,7 +87,8 @@ def table(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> str:
 
 def draw(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> Figure:
     """Gaps over 1/k with their standard errors, the law fitted to them, and the prediction."""
-    from matplotlib.figure import Figure
+    with utils.surroundings():  # as in report/figures.py
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=110)
     axes = figure.subplots()

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Rectangle
-from matplotlib.textpath import text_to_path
-from matplotlib.ticker import EngFormatter
 
 import grouping
 import resnet
-from utils import tf
+from utils import surroundings, tf
+
+with surroundings():  # matplotlib reads MPLBACKEND, which a notebook sets to what is only there
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.patches import Rectangle
+    from matplotlib.textpath import text_to_path
+    from matplotlib.ticker import EngFormatter
 
 matplotlib.rcParams.update({
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110,
