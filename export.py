@@ -175,12 +175,7 @@ def describe(net, description: dict, path: str, flags: argparse.Namespace) -> di
     import grouping
     import restore
 
-    if flags.data_dir:
-        data = cifar100.describe(flags.data_dir)
-        restore.check_dataset(path, description, data, flags.data_dir, "test")
-        names = data["class_names"]
-    else:
-        names = cifar100.class_names(description.get("dataset"), net.config.num_classes)
+    names = restore.class_names(path, description, net.config.num_classes, flags.data_dir)
     return {
         "network": net.config.name,
         "groups": grouping.format_groups(net.config.groups),

@@ -114,12 +114,7 @@ def load_classifier(flags: argparse.Namespace):
 
     path = rundir.find_checkpoint(flags.checkpoint)
     net, description = restore.load_network(path)
-    if flags.data_dir:
-        data = cifar100.describe(flags.data_dir)
-        restore.check_dataset(path, description, data, flags.data_dir, "test")
-        names = data["class_names"]
-    else:
-        names = cifar100.class_names(description.get("dataset"), net.config.num_classes)
+    names = restore.class_names(path, description, net.config.num_classes, flags.data_dir)
     branch_of = np.zeros(net.config.num_classes, int)
     for number, classes in enumerate(resnet.class_groups(net)):
         branch_of[classes] = number

@@ -35,7 +35,7 @@ find_python() { # -> PYTHON, the caller's or that of .venv
 #   REST                      tenths of group.sh's time that quickstart.sh takes afterwards
 use_preset() { # NAME
     case $1 in
-    paper) # WRN-16-8, the published schedules: a day on a GPU or so (not measured)
+    paper) # WRN-16-8, the published schedules: meant for GPUs, not measured
         GROUP_FLAGS=() SPLIT_FLAGS=() ALL_FLAGS=() FIRST_FLAGS=()
         DROPOUT=0.5 DEEP_DROPOUT=0.5 K_NARROW=5.75 REST=4
         ;;

@@ -81,6 +81,21 @@ def check_dataset(path: str, description: dict, data: dict, folder: str, split="
             )
 
 
+def class_names(path: str, description: dict, number: int, data_dir: str) -> list[str]:
+    """Names of the classes that a checkpoint's network tells apart, in the order of the labels.
+
+    Args:
+        number: of the classes.
+        data_dir: a data set to take them from, which must be the one that it was trained on; empty:
+            those of CIFAR-100, or numbers for another data set.
+    """
+    if not data_dir:
+        return cifar100.class_names(description.get("dataset"), number)
+    data = cifar100.describe(data_dir)
+    check_dataset(path, description, data, data_dir, "test")
+    return data["class_names"]
+
+
 def export_weights(checkpoint: str, folder: str) -> str:
     """Copy a checkpoint into a folder without the optimizer's state; returns the copy's path.
 
