@@ -97,7 +97,7 @@ def export(model: Model, path: str, flags: argparse.Namespace) -> str:
     words = f"largest difference from the network {difference:.2g}"
     if flags.quantize:
         words += f", {alike:.1%} of the predictions the same"
-        if flags.data_dir:
+        if flags.data_dir and not flags.parts:
             share = accuracy(run, flags.data_dir, model.metadata["classes"])
             words += f", accuracy {share:.4f} on the test images"
     elif not difference <= TOLERANCE:

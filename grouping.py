@@ -312,9 +312,10 @@ def regularizers(net, weighted: bool = True, equal_growth: bool = False) -> dict
 def growth_rates(net) -> dict[str, float]:
     """Factors of the indicators' learning rates with which all become sharp together.
 
-    R_D is a mean over D columns, and p1 and q1 share one value. So a deviation of alpha grows by a
-    share of itself that goes with 1 / D, and half as fast in p1 and q1. Their factor is D / 100,
-    that of the others half of it: 1 is that of 100 classes in two groups.
+    R_D is a mean over D columns, so a deviation of alpha grows by a share of itself that goes with
+    1 / D: the factor is D / 100, which is 1 for 100 classes in two groups. By R_D alone p1 and q1,
+    which share one value, are half as fast as the others. But R_W holds these back, and in
+    training they take about twice as many of their times of growth (docs/grouping.md).
 
     Near uniform, R_D drives a deviation apart by 1 / (G (G - 1)) and R_W holds it back by 1 / G, up
     to factors that do not depend on G. So for many groups R_W wins and they do not form, unless R_D
@@ -325,7 +326,7 @@ def growth_rates(net) -> dict[str, float]:
     rates = {}
     for name, alpha in net.alphas.items():
         num_groups, size = alpha.shape
-        rates[name] = num_groups / 2 * size / 100 * (1.0 if name in ("p1", "q1") else 0.5)
+        rates[name] = num_groups / 2 * size / 100
     return rates
 
 

@@ -5,7 +5,7 @@
 #                                    cifar-100-python; also CIFAR100_ARCHIVE=FILE
 #   ./quickstart.sh --synthetic      draws the synthetic set
 #   ./quickstart.sh --setup FILE ... makes .venv with what requirements files name, and ends
-# Run again, it goes on from what exists. PRESET=cpu takes an hour and more instead of minutes.
+# Run again, it goes on from what exists. Other presets take hours: presets.sh.
 [ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
 set -euo pipefail
 # The checkout: where this file is, or where its copy, which batch systems run, was submitted.

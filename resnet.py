@@ -519,7 +519,7 @@ def from_checkpoint(tensors: dict[str, np.ndarray], **changes) -> tuple[ResNet |
     """The network in a checkpoint's tensors, ours or the published code's, and its description.
 
     Args:
-        tensors: by name, as `utils.read_checkpoint` gives them.
+        tensors: by name, as `rundir.read_checkpoint` gives them.
         changes: fields of the `NetworkConfig` to replace, such as dropout_keep_prob.
 
     Raises:

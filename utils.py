@@ -26,8 +26,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-FOLDERS = ("benchmark", "experiments", "parallel", "report")  # that run by `python -m NAME`
-REQUIRED = ("numpy", "tensorflow", "six", "grpc", "matplotlib", "sklearn")  # requirements.txt
+FOLDERS = ("benchmark", "experiments", "report")  # that run by `python -m NAME`
+REQUIRED = ("numpy", "tensorflow", "six", "grpc", "matplotlib", "scipy", "sklearn")  # requirements.txt
 NEEDED_BY = {"download_cifar100.py": ("numpy", "six")}  # by commands that need less
 
 

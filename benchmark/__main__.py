@@ -103,6 +103,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("devices", "checkpoint"):
         if getattr(flags, name) and "parallel" not in flags.only:
             parser.error(f"--{name} has no effect without part parallel: add --only parallel")
+    if flags.batch_size and flags.only == ["engines"] and not flags.peer:
+        parser.error("--batch_size has no effect in part engines: leave it out")
     if "torch" in flags.peer and importlib.util.find_spec("torch") is None:
         parser.error("--peer torch needs PyTorch: pip install torch")
     try:

@@ -19,7 +19,7 @@ source "$HERE/presets.sh"
 export PRESET=${PRESET:-paper}
 export DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 SEED=${SEED:-0}
-RUNS=${RUNS:-$HERE/runs/$PRESET/table/seed$SEED}
+RUNS=${RUNS:-$HERE/runs/$PRESET${K:+-k$K}/table/seed$SEED}
 use_preset "$PRESET"
 find_python
 export PYTHON
@@ -99,12 +99,13 @@ split_row() { # ROW FLAG ...
     fc_* | shallow_*) keep=1 ;;
     esac
     if [ $kind = learned ]; then
+        flags_of group "$@"
         TRAIN_DIR=$base bash "$HERE/group.sh" --seed "$SEED" "${groups[@]}" \
-            --dropout_keep_prob "$keep" ${K:+--k "$K"} "$@"
+            --dropout_keep_prob "$keep" ${K:+--k "$K"} ${FLAGS[@]+"${FLAGS[@]}"}
         evaluate "$base" --split val # what the cut costs, before finetuning
         evaluate "$base" --split val --mask
-        without_group_flags "$@"
-        set -- ${KEPT[@]+"${KEPT[@]}"}
+        flags_of split "$@"
+        set -- ${FLAGS[@]+"${FLAGS[@]}"}
     else
         [ "$keep" = 1 ] || shared=baseline_dropout
         # Nothing happens to it where another row has trained it, with the same flags.
@@ -121,15 +122,18 @@ split_row() { # ROW FLAG ...
     evaluate "$RUNS/$row/split"
 }
 
-without_group_flags() { # FLAG ... -> KEPT, without those that have a meaning in grouping only
-    local word wanted=1
-    KEPT=()
+# Without those that only the row's other stage knows: what none of its stages knows is an error.
+flags_of() { # STAGE FLAG ... -> FLAGS
+    local stage=$1 word wanted=1
+    shift
+    FLAGS=()
     for word in "$@"; do
-        case $word in
-        --gamma* | --group_* | --weighted_group_loss*) wanted=0 ;;
-        --*) wanted=1 ;;
+        case $stage:$word in
+        split:--gamma* | split:--group_* | split:--weighted_group_loss*) wanted=0 ;;
+        group:--equal_groups*) wanted=0 ;;
+        *:--*) wanted=1 ;;
         esac
-        [ $wanted = 0 ] || KEPT+=("$word")
+        [ $wanted = 0 ] || FLAGS+=("$word")
     done
 }
 

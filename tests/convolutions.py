@@ -1,4 +1,4 @@
-"""Largest relative differences of `resnet.Conv` from float64, as JSON: tests/test_utils.py.
+"""Largest relative differences of `resnet.Conv` from float64, as JSON: tests/test_surroundings.py.
 
 A process of its own, as oneDNN reads its instruction set once, and a kernel that writes beyond its
 memory may end it.

@@ -6,10 +6,12 @@ is asked for, it leaves to Python itself. Signals do not reach a fork: tests tha
 what TensorFlow reads at its import, start real processes.
 """
 
+import atexit
 import functools
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,6 +49,7 @@ def serve(folder: str) -> None:
     if os.fork() == 0:  # ends the server when standard input does
         sys.stdin.read()
         os.kill(os.getppid(), signal.SIGTERM)
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(os.path.join(folder, "socket"))
@@ -87,6 +90,7 @@ def _run_request(connection: socket.socket) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
+        atexit._run_exitfuncs()  # TensorFlow's temporary files
         sys.stdout.flush()
         sys.stderr.flush()
         connection.sendall(bytes([status]))

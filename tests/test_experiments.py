@@ -282,7 +282,7 @@ def caught(tmp_path):
 
     def catch(preset, script, *words, **variables):
         log.write_text("")
-        variables |= {"PRESET": preset, "RUNS": "r", "BASEMODEL": "b"}
+        variables |= {"PRESET": preset, "RUNS": str(tmp_path / "r"), "BASEMODEL": "b"}
         run_script(script, *words, PYTHON=str(fake), LOG=str(log), **variables)
         calls = [call.strip().split("\n") for call in log.read_text().split("END")[:-1]]
         return [train.parse_flags(call) for call in calls if "--stage" in call]
@@ -295,6 +295,8 @@ def test_flags_go_to_the_trainings_that_know_them(caught):
     group, split = caught("cpu", "experiments/run.sh", "deep_2-2-2", *words)
     assert (group.gamma2, group.gamma3, group.weighted_group_loss) == (5, 2, False)
     assert group.l2_weight == split.l2_weight == 3e-4
+    group, split = caught("cpu", "experiments/run.sh", "deep_2-2-2", "--equal_groups", "True")
+    assert split.equal_groups and not group.equal_groups
     for row, flag in [("baseline", "--seed=1"), ("hier_2-4-4", "--ngroups1"), ("narrow", "--k"),
                       ("deep_2-2-2-R", "--data_dir")]:  # fmt: skip
         done = run_script("experiments/run.sh", row, flag, "1", PRESET="smoke", check=False)

@@ -206,6 +206,10 @@ def test_weights_of_eight_bits(saved, data_dir, tmp_path):
     out = exported(run, "litert", tmp_path / "small", "--quantize", "int8")
     assert "of the predictions the same" in out
     assert size_of(tmp_path / "small") < 0.5 * size_of(tmp_path / "whole")
+    data = ("--data_dir", data_dir)
+    out = exported(run, "litert", tmp_path / "measured", "--quantize", "int8", *data)
+    assert "on the test images" in out
+    exported(run, "litert", tmp_path / "parts", "--quantize", "int8", "--parts", True, *data)
 
 
 def test_what_is_refused_leaves_nothing(saved, tmp_path, monkeypatch):
