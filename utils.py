@@ -27,7 +27,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 FOLDERS = ("benchmark", "experiments", "report")  # that run by `python -m NAME`
-REQUIRED = ("numpy", "tensorflow", "six", "grpc", "matplotlib", "scipy", "sklearn")  # requirements.txt
+# Of requirements.txt.
+REQUIRED = ("numpy", "tensorflow", "six", "grpc", "matplotlib", "scipy", "sklearn")
 NEEDED_BY = {"download_cifar100.py": ("numpy", "six")}  # by commands that need less
 
 

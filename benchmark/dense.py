@@ -125,4 +125,3 @@ class Horizontal:
         x = self._normalize(net.unit_last.bn, x)
         x = self._on_each(lambda _, a: tf.reduce_mean(tf.cast(a, tf.float32), axis=(1, 2)), x)
         return self._exchange(self._apply(net.logits.fc, self._exchange(x)))[0]
-
