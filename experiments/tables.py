@@ -4,8 +4,9 @@
     python -m experiments.tables runs/cpu/table     of the rows that experiments/run.sh has made
     python -m experiments.tables --write FILE       into a page, between its markers
 
-A page has markers of all tables (docs/results.md) or of the summary (README.md). Errors are of the
-10,000 test images, at the end of the last stage: nothing is picked.
+A page has markers of all tables (docs/results.md), of the summary (README.md) or of the rows'
+commands (experiments/README.md). Errors are of the 10,000 test images, at the end of the last
+stage: nothing is picked.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from experiments.rows import (
 
 MARKERS = {
     name: (f"<!-- {name}: written by experiments/tables.py -->", f"<!-- end of {name} -->")
-    for name in ("results", "summary")
+    for name in ("results", "summary", "commands")
 }
 KINDS = {"S": "semantic", "C": "clustering", "R": "random"}  # of groups; else they are learned
 
@@ -168,6 +169,26 @@ def summary_table(results_by_row: dict[str, list[dict]]) -> str:
     return utils.markdown_table(lines)
 
 
+def commands_table(results_by_row: dict[str, list[dict]]) -> str:
+    """The rows that the paper or we have a number of, with the words after experiments/run.sh."""
+    lines = [["paper", "row", "paper's, %", "ours, %", "file"]]
+    for title, row, *paper in TABLE_1:
+        for kind, error in zip(("", *VARIANTS), (paper[-1], *paper), strict=False):
+            name = f"{row}-{kind}" if kind else row
+            results = results_by_row.get(name)
+            if error is None and not results:
+                continue
+            where = "Table 1, 2" if name in (*TABLE_2, "baseline") else "Table 1"
+            words = title.replace("WRN-16-k", "WRN-16-8").partition(" (")[0]
+            words += f", {KINDS.get(kind, 'learned')}" if is_tree(row) else ""
+            file = f"`{RESULTS}/{name}/`" if results and is_published(results[0]) else ""
+            lines.append([
+                f"{where}: {words}" if error else words, f"`{name}`",
+                f"{error:.2f}" if error else "", _percent(results, None) or "–", file,
+            ])  # fmt: skip
+    return utils.markdown_table(lines)
+
+
 def _setting(results_by_row: dict[str, list[dict]]) -> str:
     """What all rows have in common, in words."""
     first = next(
@@ -226,6 +247,13 @@ def summary(results_by_row: dict[str, list[dict]]) -> str:
     )
 
 
+def commands(results_by_row: dict[str, list[dict]]) -> str:
+    """The table of experiments/README.md."""
+    return (
+        f"{_setting(results_by_row)}. {_notes(results_by_row)}\n\n{commands_table(results_by_row)}"
+    )
+
+
 def write_into(path: str, texts: dict[str, str]) -> list[str]:
     """Replace what is between the MARKERS of a file.
 
@@ -259,7 +287,11 @@ def write_into(path: str, texts: dict[str, str]) -> list[str]:
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
     results_by_row = find_results(flags.folder)
-    texts = {"results": page(results_by_row), "summary": summary(results_by_row)}
+    texts = {
+        "results": page(results_by_row),
+        "summary": summary(results_by_row),
+        "commands": commands(results_by_row),
+    }
     print(texts["results"])
     if flags.write:
         written = write_into(flags.write, texts)

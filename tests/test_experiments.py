@@ -367,6 +367,7 @@ def test_published_results_are_in_the_readme():
     for page, text in (
         ("README.md", tables.summary(found)),
         ("docs/results.md", tables.page(found)),
+        ("experiments/README.md", tables.commands(found)),
     ):
         with open(os.path.join(ROOT, page), encoding="utf-8") as file:
             assert text in file.read(), f"python -m experiments.tables --write {page}"
