@@ -1,5 +1,6 @@
 """predict.py: pictures of all kinds, and the same classes as eval.py's."""
 
+import io
 import json
 import os
 
@@ -117,3 +118,19 @@ def test_what_is_refused(tree, data_dir, tmp_path):
     data = ("--data_dir", data_dir)
     fails("predict.py", picture, "--checkpoint", tree[1], *data, says="was trained on cifar100")
     assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_many_pictures_have_a_progress_bar_on_a_terminal(tree, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for number in range(3):
+        write(tmp_path / f"{number}.png", RNG.integers(0, 256, (8, 8, 3), np.uint8))
+    flags = (tmp_path, "--checkpoint", tree[1], "--batch_size", 2)
+    monkeypatch.setattr(predict, "MANY", 2)
+    assert predicted(*flags)[2] == ""
+    monkeypatch.setattr(io, "StringIO", Terminal)
+    status, lines, bar = predicted(*flags)
+    assert status == 0 and len(lines) == 3
+    assert bar == f"\r[{'#' * 26}{'.' * 14}] 2/3\r[{'#' * 40}] 3/3\n"
