@@ -181,7 +181,7 @@ def commands_table(results_by_row: dict[str, list[dict]]) -> str:
             where = "Table 1, 2" if name in (*TABLE_2, "baseline") else "Table 1"
             words = title.replace("WRN-16-k", "WRN-16-8").partition(" (")[0]
             words += f", {KINDS.get(kind, 'learned')}" if is_tree(row) else ""
-            file = f"`{RESULTS}/{name}/`" if results and is_published(results[0]) else ""
+            file = f"`{RESULTS}/{name}/`" if results else ""  # where `publish` puts it
             lines.append([
                 f"{where}: {words}" if error else words, f"`{name}`",
                 f"{error:.2f}" if error else "", _percent(results, None) or "–", file,

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, fails, grouped_net, inside
+from conftest import ROOT, fails, grouped_net, inside, write_data
 
 import cifar100
 import objective
@@ -199,14 +199,17 @@ def _own_weights(branch):
     return resnet.count(branch)[0] - sum(resnet.count(child)[0] for child in branch.branches)
 
 
-def test_weights_of_eight_bits(saved, data_dir, tmp_path):
+def test_weights_of_eight_bits(saved, tmp_path):
     need("litert")
     _, run = saved["2-2-2"]
     exported(run, "litert", tmp_path / "whole")
     out = exported(run, "litert", tmp_path / "small", "--quantize", "int8")
     assert "of the predictions the same" in out
     assert size_of(tmp_path / "small") < 0.5 * size_of(tmp_path / "whole")
-    data = ("--data_dir", data_dir)
+    other = write_data(tmp_path / "data", {"test": 100})
+    path = tmp_path / "data" / "split.json"
+    path.write_text(path.read_text().replace("synthetic", "cifar100"))
+    data = ("--data_dir", other)
     out = exported(run, "litert", tmp_path / "measured", "--quantize", "int8", *data)
     assert "on the test images" in out
     exported(run, "litert", tmp_path / "parts", "--quantize", "int8", "--parts", True, *data)
