@@ -36,7 +36,7 @@ LONGEST = ("test_experiments", "test_synthetic", "test_surroundings", "test_proc
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take longest first, so that two processes end at about the same time."""
+    """The files that take longest first, so that all processes end at about the same time."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.module.__name__, len(LONGEST)))
 
