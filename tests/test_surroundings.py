@@ -137,7 +137,7 @@ def test_a_run_with_all_of_them_at_once(tmp_path, data_dir):
 def test_python_without_tensorflow(how, tmp_path):
     """One line that names what is missing and how to get it."""
     code = "raise ImportError('libtensorflow is no library')" if how == "broken" else ""
-    for name in ("numpy", "six", "grpc", "matplotlib", "sklearn", "tensorflow"):
+    for name in ("numpy", "six", "grpc", "matplotlib", "scipy", "sklearn", "tensorflow"):
         if name == "tensorflow" and how != "broken":
             (tmp_path / name).mkdir(exist_ok=how == "missing") if how != "missing" else None
             continue
