@@ -18,7 +18,7 @@ def test_two_groups_keep_superclasses_together(tmp_path):
     assert python("download_cifar100.py", "--dataset_path", data, "--synthetic").returncode == 0
     start = time.monotonic()
     environment = {"PRESET": "smoke", "DATA_DIR": data, "TRAIN_DIR": str(run)}
-    flags = ("--num_residual_units", 1, "--batch_size", 40, "--group_lr_scale", 20)
+    flags = ("--num_residual_units", 1, "--batch_size", 30, "--group_lr_scale", 20)
     run_script("group.sh", *flags, "--max_steps", 1200, "--val_interval", 1200, **environment)
     assert time.monotonic() - start < 300
     with rundir.Run(str(run)) as log:
