@@ -310,12 +310,12 @@ def regularizers(net, weighted: bool = True, equal_growth: bool = False) -> dict
 
 
 def growth_rates(net) -> dict[str, float]:
-    """Factors of the indicators' learning rates with which all become sharp together.
+    """Factors of the indicators' learning rates that make up for their sizes and groups.
 
     R_D is a mean over D columns, so a deviation of alpha grows by a share of itself that goes with
     1 / D: the factor is D / 100, which is 1 for 100 classes in two groups. By R_D alone p1 and q1,
-    which share one value, are half as fast as the others. But R_W holds these back, and in
-    training they take about twice as many of their times of growth (docs/grouping.md).
+    which share one value, are half as fast as the others, which R_W holds back in training
+    (docs/grouping.md).
 
     Near uniform, R_D drives a deviation apart by 1 / (G (G - 1)) and R_W holds it back by 1 / G, up
     to factors that do not depend on G. So for many groups R_W wins and they do not form, unless R_D

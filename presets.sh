@@ -46,7 +46,7 @@ use_preset() { # NAME
         FIRST_FLAGS=("${COMMON[@]}" --k 4 --max_steps 4000)
         # R_W counts 2.5 times as much beside R_D as in the paper, so that the weights say more of
         # what groups mean. Once the groups are sharp, gamma2 empties what the cut removes. Smoothed
-        # labels would hide which classes are alike.
+        # labels may hide which classes are alike.
         GROUP_FLAGS=("${FIRST_FLAGS[@]}" --dropout_keep_prob 1 --label_smoothing 0
             --gamma1 0.8 --gamma2 2 --gamma3 16 --group_lr_scale 8 --group_equal_growth True
             --gamma2_step_epoch 6.5 --group_summary_interval 500)

@@ -97,7 +97,7 @@ def _flag_table() -> list[tuple]:
         ("keep", count, 3, STAGES, "number of newest checkpoints to keep, besides the best"),
         ("group_lr_scale", positive, 1.0, grouped, "factor of the learning rate of the alphas"),
         ("group_equal_growth", utils.boolean, False, grouped,
-         "let all groups become sharp together: few or many, of a small or a large layer"),
+         "let groups grow alike, few or many, of a small or a large layer"),
         ("devices", str, "", STAGES, "share each batch out over devices, such as /GPU:0,/GPU:1"),
         ("jit_compile", utils.boolean, False, STAGES, "compile the step with XLA, on one device"),
         ("preset", str, "", STAGES, "name of this set of flags, which result.json repeats"),

@@ -25,7 +25,7 @@ find_python
 export PYTHON
 
 # Another width. R_W, a mean over a layer's rows, pulls on one weight with 1 / k. With gammas that go
-# with k, and a rate of the groups with 1 / k, groups form alike at every width (preset `cpu`).
+# with k, and a rate of the groups with 1 / k, groups take about the same course (preset `cpu`).
 ALIKE=()
 if [ -n "${K:-}" ]; then
     case $K in

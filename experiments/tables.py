@@ -242,16 +242,16 @@ def page(results_by_row: dict[str, list[dict]]) -> str:
 
 def summary(results_by_row: dict[str, list[dict]]) -> str:
     """The one table of the README."""
-    return (
-        f"{_setting(results_by_row)}. {_notes(results_by_row)}\n\n{summary_table(results_by_row)}"
-    )
+    return _introduced(summary_table(results_by_row), results_by_row)
 
 
 def commands(results_by_row: dict[str, list[dict]]) -> str:
     """The table of experiments/README.md."""
-    return (
-        f"{_setting(results_by_row)}. {_notes(results_by_row)}\n\n{commands_table(results_by_row)}"
-    )
+    return _introduced(commands_table(results_by_row), results_by_row)
+
+
+def _introduced(table: str, results_by_row: dict[str, list[dict]]) -> str:
+    return f"{_setting(results_by_row)}. {_notes(results_by_row)}\n\n{table}"
 
 
 def write_into(path: str, texts: dict[str, str]) -> list[str]:
