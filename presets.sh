@@ -39,19 +39,19 @@ use_preset() { # NAME
         GROUP_FLAGS=() SPLIT_FLAGS=() ALL_FLAGS=() FIRST_FLAGS=()
         DROPOUT=0.5 DEEP_DROPOUT=0.5 K_NARROW=5.75 REST=4
         ;;
-    cpu) # WRN-16-4, 25 epochs: one rate falls from 0.1 to 0 through both stages
-        COMMON=(--lr_schedule linear --lr_step_epoch '' --lr_warmup_epochs 0.5 --lr_total_steps 12500
+    cpu) # WRN-16-4, 36 epochs: one rate falls from 0.1 to 0 through both stages
+        COMMON=(--lr_schedule linear --lr_step_epoch '' --lr_warmup_epochs 0.5 --lr_total_steps 18000
             --nesterov True --label_smoothing 0.1)
-        ALL_FLAGS=("${COMMON[@]}" --k 4 --max_steps 12500)
-        FIRST_FLAGS=("${COMMON[@]}" --k 4 --max_steps 4000)
+        ALL_FLAGS=("${COMMON[@]}" --k 4 --max_steps 18000)
+        FIRST_FLAGS=("${COMMON[@]}" --k 4 --max_steps 4500)
         # R_W counts 2.5 times as much beside R_D as in the paper, so that the weights say more of
         # what groups mean. Once the groups are sharp, gamma2 empties what the cut removes. Smoothed
         # labels may hide which classes are alike.
         GROUP_FLAGS=("${FIRST_FLAGS[@]}" --dropout_keep_prob 1 --label_smoothing 0
             --gamma1 0.8 --gamma2 2 --gamma3 16 --group_lr_scale 8 --group_equal_growth True
             --gamma2_step_epoch 6.5 --group_summary_interval 500)
-        SPLIT_FLAGS=("${COMMON[@]}" --max_steps 8500 --lr_first_step 4000)
-        DROPOUT=0.9 DEEP_DROPOUT=1 K_NARROW=2.875 REST=16
+        SPLIT_FLAGS=("${COMMON[@]}" --max_steps 13500 --lr_first_step 4500)
+        DROPOUT=0.9 DEEP_DROPOUT=1 K_NARROW=2.875 REST=24
         ;;
     cpu-small) # WRN-16-2, 40 epochs: the preset before `cpu`, of the rows in results/
         COMMON=(--val_interval 500 --checkpoint_interval 500)
