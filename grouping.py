@@ -289,7 +289,7 @@ def regularizers(net, weighted: bool = True, equal_growth: bool = False) -> dict
         weighted: combine the layers' R_W weighted by their own values (no gradient through the
             weights), so that the least separated layers are pushed most; else their mean.
         equal_growth: let R_D of an indicator of G groups count G (G - 1) / 2 times, once for each
-            pair of groups; see `growth_rates`.
+            pair of groups; see `growth_rate`.
 
     Returns:
         `overlap` (R_D), `weight_split` (R_W) and `uniform` (R_E): each is 1 for uniform indicators
@@ -309,25 +309,23 @@ def regularizers(net, weighted: bool = True, equal_growth: bool = False) -> dict
     return means
 
 
-def growth_rates(net) -> dict[str, float]:
-    """Factors of the indicators' learning rates that make up for their sizes and groups.
+def growth_rate(alpha: tf.Variable) -> float:
+    """Factor of an indicator's learning rate that makes up for its size and its groups.
 
-    R_D is a mean over D columns, so a deviation of alpha grows by a share of itself that goes with
-    1 / D: the factor is D / 100, which is 1 for 100 classes in two groups. By R_D alone p1 and q1,
+    R_D is a mean over D columns, so a deviation of alpha `[G, D]` grows by a share of itself that
+    goes with 1 / D: the factor has D / 100, which is 1 for 100 classes. By R_D alone p1 and q1,
     which share one value, are half as fast as the others, which R_W holds back in training
     (docs/grouping.md).
 
     Near uniform, R_D drives a deviation apart by 1 / (G (G - 1)) and R_W holds it back by 1 / G, up
     to factors that do not depend on G. So for many groups R_W wins and they do not form, unless R_D
-    counts more. G - 1 times keeps the balance of two groups, and G / 2 in the rate the speed, but
-    was not enough for four beside a strong R_W (docs/grouping.md). So R_D counts
-    the pairs, G (G - 1) / 2 (`regularizers`): its pull is G / 2 times that on two groups.
+    counts more. G - 1 times keeps the balance of two groups, but was not enough for four beside a
+    strong R_W (docs/grouping.md). So R_D counts the pairs, G (G - 1) / 2 (`regularizers`): beside
+    R_W it is G / 2 times as strong as for two groups. The rate has G / 2, which gives R_W the speed
+    that it has for two groups.
     """
-    rates = {}
-    for name, alpha in net.alphas.items():
-        num_groups, size = alpha.shape
-        rates[name] = num_groups / 2 * size / 100
-    return rates
+    num_groups, size = alpha.shape
+    return num_groups / 2 * size / 100
 
 
 def sharpness(net) -> dict[str, float]:

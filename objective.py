@@ -102,10 +102,9 @@ class Trainer(tf.Module):
             description=tf.Variable(self.description, trainable=False),
         )
         self._alphas = {}  # with the factor of its learning rate
-        for name, alpha in getattr(self.net, "alphas", {}).items():
-            self._alphas[alpha.ref()] = objective.group_lr_scale
-            if objective.group_equal_growth:
-                self._alphas[alpha.ref()] *= grouping.growth_rates(self.net)[name]
+        for alpha in getattr(self.net, "alphas", {}).values():
+            factor = grouping.growth_rate(alpha) if objective.group_equal_growth else 1.0
+            self._alphas[alpha.ref()] = objective.group_lr_scale * factor
 
     def restore(self, path: str) -> None:
         """Everything from a checkpoint, which must hold exactly that; the description stays ours.

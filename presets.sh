@@ -30,20 +30,20 @@ find_python() { # -> PYTHON, the caller's or that of .venv
 #   GROUP_FLAGS, SPLIT_FLAGS  of group.sh and split.sh
 #   ALL_FLAGS, FIRST_FLAGS    of a baseline of as many steps as both, and of group.sh's only, which
 #                             is cut into given groups (experiments/run.sh)
+#   WIDTH                     k of these flags
 #   DROPOUT, DEEP_DROPOUT     shares kept in baseline_dropout; in deep splits and hierarchies
-#   K_NARROW                  of the network with about as many weights as the tree of equal 2-2-2
 #   REST                      tenths of group.sh's time that quickstart.sh takes afterwards
 use_preset() { # NAME
     case $1 in
     paper) # WRN-16-8, the published schedules: meant for GPUs, not measured
         GROUP_FLAGS=() SPLIT_FLAGS=() ALL_FLAGS=() FIRST_FLAGS=()
-        DROPOUT=0.5 DEEP_DROPOUT=0.5 K_NARROW=5.75 REST=4
+        WIDTH=8 DROPOUT=0.5 DEEP_DROPOUT=0.5 REST=4
         ;;
     cpu) # WRN-16-4, 36 epochs: one rate falls from 0.1 to 0 through both stages
-        COMMON=(--lr_schedule linear --lr_step_epoch '' --lr_warmup_epochs 0.5 --lr_total_steps 18000
-            --nesterov True --label_smoothing 0.1)
+        COMMON=(--lr_schedule linear --lr_step_epoch '' --lr_warmup_epochs 0.5 --nesterov True
+            --label_smoothing 0.1)
         ALL_FLAGS=("${COMMON[@]}" --k 4 --max_steps 18000)
-        FIRST_FLAGS=("${COMMON[@]}" --k 4 --max_steps 4500)
+        FIRST_FLAGS=("${COMMON[@]}" --k 4 --max_steps 4500 --lr_total_steps 18000)
         # R_W counts 2.5 times as much beside R_D as in the paper, so that the weights say more of
         # what groups mean. Once the groups are sharp, gamma2 empties what the cut removes. Smoothed
         # labels may hide which classes are alike.
@@ -51,7 +51,7 @@ use_preset() { # NAME
             --gamma1 0.8 --gamma2 2 --gamma3 16 --group_lr_scale 8 --group_equal_growth True
             --gamma2_step_epoch 6.5 --group_summary_interval 500)
         SPLIT_FLAGS=("${COMMON[@]}" --max_steps 13500 --lr_first_step 4500)
-        DROPOUT=0.9 DEEP_DROPOUT=1 K_NARROW=2.875 REST=24
+        WIDTH=4 DROPOUT=0.9 DEEP_DROPOUT=1 REST=24
         ;;
     cpu-small) # WRN-16-2, 40 epochs: the preset before `cpu`, of the rows in results/
         COMMON=(--val_interval 500 --checkpoint_interval 500)
@@ -62,7 +62,7 @@ use_preset() { # NAME
             --gamma2_step_epoch 10 --group_lr_scale 10 --group_summary_interval 500)
         SPLIT_FLAGS=("${COMMON[@]}" --max_steps 13000 --lr_decay 0.3
             --lr_step_epoch '10,16,20,23,25')
-        DROPOUT=0.9 DEEP_DROPOUT=1 K_NARROW=1.4375 REST=13
+        WIDTH=2 DROPOUT=0.9 DEEP_DROPOUT=1 REST=13
         ;;
     smoke) # WRN-16-1, 7 epochs: minutes
         COMMON=(--batch_size 60 --val_interval 500 --checkpoint_interval 500)
@@ -73,7 +73,7 @@ use_preset() { # NAME
         GROUP_FLAGS=("${FIRST_FLAGS[@]}" --dropout_keep_prob 1 --gamma1 0.4 --gamma2 2
             --gamma2_step_epoch 3 --group_lr_scale 12 --group_summary_interval 500)
         SPLIT_FLAGS=("${COMMON[@]}" --max_steps 1500 --initial_lr 0.05 --lr_step_epoch 1.3)
-        DROPOUT=0.9 DEEP_DROPOUT=1 K_NARROW=0.6875 REST=8
+        WIDTH=1 DROPOUT=0.9 DEEP_DROPOUT=1 REST=8
         ;;
     *) fail "PRESET is paper, cpu, cpu-small or smoke, not '$1'" ;;
     esac

@@ -59,7 +59,12 @@ def load_evaluated(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.Spli
                 f"--mask needs a grouped dense network, but {path} is none: leave it out"
             )
         resnet.mask(net)
-    return net, description | {"step": int(tensors.get("step", tensors.get("global_step", 0)))}
+    return net, description | {"step": _step(tensors)}
+
+
+def _step(tensors: dict) -> int:
+    """Number of steps that a checkpoint's weights have been trained for."""
+    return int(tensors.get("step", tensors.get("global_step", 0)))
 
 
 def check_dataset(path: str, description: dict, data: dict, folder: str, split="train") -> None:
@@ -366,6 +371,11 @@ def starting_point(flags: argparse.Namespace, run: rundir.Run, run_info: dict):
         tensors = rundir.read_checkpoint(path)
         net, description = network_from_weights(path, tensors, flags, run_info)
         description |= {"basemodel_sha256": weights_sha256(tensors)}
+        if flags.lr_first_step not in (0, _step(tensors)):
+            print(
+                f"the learning rate goes on from step {flags.lr_first_step} (--lr_first_step), "
+                f"though {path} is of step {_step(tensors)}"
+            )
         return net, None, run_info | _origin(description, run_info)
     print(f"starting from new weights, seed {flags.seed}")
     net = resnet.ResNet(network_config(flags), flags.seed)
@@ -406,7 +416,10 @@ def finished_result(flags: argparse.Namespace, dataset: dict) -> dict | None:
         return None
     check_dataset(flags.train_dir, result, dataset, flags.data_dir)
     # An extension that came to nothing leaves its number of steps in config.json.
-    changes = _changed_flags(config, flags, besides=("max_steps",))
+    extended = {"max_steps"}
+    if all(map(_schedule_ends_with_stage, (config["flags"], vars(flags)))):
+        extended.add("lr_total_steps")
+    changes = _changed_flags(config, flags, besides=extended)
     if changes:
         raise ValueError(
             f"{flags.train_dir} is complete, and was trained with other flags "
@@ -415,6 +428,11 @@ def finished_result(flags: argparse.Namespace, dataset: dict) -> dict | None:
     _check_given(flags.train_dir, result["group_classes"], flags)
     _check_basemodel(flags, result.get("basemodel_sha256"))
     return result
+
+
+def _schedule_ends_with_stage(flags: dict) -> bool:
+    """Whether the length of the schedule of the rate follows from the number of steps."""
+    return flags.get("lr_total_steps") == flags.get("lr_first_step", 0) + flags["max_steps"]
 
 
 def _changed_flags(config: dict, flags: argparse.Namespace, besides=()) -> list[str]:

@@ -1,7 +1,7 @@
 """Copy finished rows into results/, and two networks into pretrained/, to be committed.
 
     python -m experiments.publish runs/cpu/table
-    python -m experiments.publish runs/k2/table --results results/trend/k2
+    python -m experiments.publish runs/cpu-k2/table --results results/trend/k2
 
 The second form is for rows of another width than that of results/: their networks stay.
 """
@@ -57,6 +57,7 @@ def publish(folder: str, results_by_row: dict[str, list[dict]], to: str = RESULT
         row: there.get(row, []) + results_by_row.get(row, []) for row in {*there, *results_by_row}
     }
     check_alike(both, f"{to} with {folder}")
+    of_results = os.path.abspath(to) == os.path.abspath(RESULTS)
     folders = []
     for row, results in results_by_row.items():
         for result in results:
@@ -76,7 +77,7 @@ def publish(folder: str, results_by_row: dict[str, list[dict]], to: str = RESULT
                 elif os.path.exists(published):  # of other groups
                     os.remove(published)
             folders.append(target)
-            if to == RESULTS and row in PRETRAINED_ROWS and seed == 0:
+            if of_results and row in PRETRAINED_ROWS and seed == 0:
                 weights = os.path.join(PRETRAINED, row)
                 checkpoint = os.path.join(run, os.path.basename(result["checkpoint"]))
                 shutil.rmtree(f"{weights}.new", ignore_errors=True)

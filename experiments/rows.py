@@ -89,11 +89,27 @@ def _check_complete(result: dict) -> None:
 
 
 def check_alike(results_by_row: dict[str, list[dict]], where: str) -> None:
-    """Raise ValueError where results differ in what one table has in common."""
-    for name in ("dataset", "preset", "network"):
-        rows = [row for row in results_by_row if name != "network" or row != "narrow"]
-        values = {str(result[name]) for row in rows for result in results_by_row[row]}
-        if len(values) > 1:
-            raise ValueError(
-                f"{where} mixes {name}s ({', '.join(sorted(values))}): name a folder of one's"
-            )
+    """Raise ValueError where results differ in what one table has in common.
+
+    That is the data set and the preset of all, the network but that of `narrow`, and the number of
+    steps of all networks that are not split, and of all trees.
+    """
+    rows = list(results_by_row)
+    for name, alike in [
+        ("dataset", rows),
+        ("preset", rows),
+        ("network", [row for row in rows if row != "narrow"]),
+        ("network", ["narrow"]),
+        ("step", [row for row in rows if not is_tree(row)]),
+        ("step", [row for row in rows if is_tree(row)]),
+    ]:
+        check_same(name, [result for row in alike for result in results_by_row.get(row, [])], where)
+
+
+def check_same(name: str, results: list[dict], where: str) -> None:
+    """Raise ValueError where results differ in `name`."""
+    values = {str(result[name]) for result in results}
+    if len(values) > 1:
+        raise ValueError(
+            f"{where} mixes {name}s ({', '.join(sorted(values))}): name a folder of one's"
+        )

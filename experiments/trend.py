@@ -3,8 +3,8 @@
     python -m experiments.trend --output_file docs/trend.png
 
 takes the rows of results/ and of every width in results/trend/ (`python -m experiments.publish
-runs/k2/table --results results/trend/k2`). The law that is tested says that the gap is c / k with
-one c for each row: a saving of weights costs in proportion to 1/k.
+runs/cpu-k2/table --results results/trend/k2`). The law that is tested says that the gap is c / k
+with one c for each row: a saving of weights costs in proportion to 1/k.
 """
 
 from __future__ import annotations
@@ -20,46 +20,57 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 import utils
-from experiments.rows import RESULTS, find_results
+from experiments.rows import RESULTS, check_same, find_results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROWS = {"deep_2-2-2": "learned groups", "deep_2-2-2-R": "random groups", "narrow": "narrow"}
-# c in points, from the rows of WRN-16-2 at 40 epochs, before any other width was trained.
+# c in points, from WRN-16-2 at the preset `cpu-small`, before any other width was trained.
 PREDICTED = {"deep_2-2-2": 7.6, "deep_2-2-2-R": 10.3, "narrow": 5.4}
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Flags; a mistake ends the program with one line."""
     parser = utils.FlagParser(__doc__)
+    parser.usage = "%(prog)s [FOLDER ...] --FLAG VALUE ..."
     add = parser.add_argument
-    add("--results", type=utils.path, default=RESULTS, help=f"published rows (default: {RESULTS})")
+    shown = f"published rows, a folder a width (default: {RESULTS} and {RESULTS}/trend/k*)"
+    add("folders", nargs="*", type=utils.path, help=shown)
     add("--output_file", type=utils.path, default="", help="the figure (default: none is drawn)")
-    return parser.parse_args(argv)
+    flags = parser.parse_args(argv)
+    flags.folders = flags.folders or [RESULTS, *sorted(glob.glob(f"{RESULTS}/trend/k*"))]
+    return flags
 
 
-def gaps(results: str) -> dict[str, list[tuple[float, float, float]]]:
+def gaps(folders: Sequence[str]) -> dict[str, list[tuple[float, float, float]]]:
     """(k, gap, standard error) of every row at every width, k ascending; in points of test error.
 
     Raises:
-        ValueError: a width has no baseline, or there is no width.
+        ValueError: a folder has no baseline; two are of one width, or differ in what they should
+            have in common.
     """
     gaps_by_row: dict[str, list] = {row: [] for row in ROWS}
-    for folder in [results, *sorted(glob.glob(os.path.join(glob.escape(results), "trend", "k*")))]:
+    baselines: dict[float, dict] = {}
+    for folder in folders:
         rows = find_results(folder)
         if "baseline" not in rows:
             raise ValueError(f"{folder} has no baseline, from which a gap is counted: publish one")
         k = float(rows["baseline"][0]["network"].rpartition("-")[2])
+        if k in baselines:
+            raise ValueError(f"{folder} is of k = {k:g}, as another folder is: name one of them")
+        baselines[k] = rows["baseline"][0]
         base, base_error = error_of(rows["baseline"])
         for row in ROWS.keys() & rows.keys():
             mean, error = error_of(rows[row])
             gaps_by_row[row].append((k, mean - base, float(np.hypot(error, base_error))))
+    for name in ("preset", "dataset", "step"):
+        check_same(name, list(baselines.values()), "the trend")
     return {row: sorted(points) for row, points in gaps_by_row.items() if points}
 
 
 def error_of(results: Sequence[dict]) -> tuple[float, float]:
-    """Mean test error in %, and its standard error: by the images of all seeds together."""
+    """Mean test error in %, and its standard error, as if all seeds had had images of their own."""
     errors = [result["error"] for result in results]
     mean, images = float(np.mean(errors)), sum(result["num_examples"] for result in results)
     return 100 * mean, 100 * (mean * (1 - mean) / images) ** 0.5
@@ -104,7 +115,7 @@ def draw(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> Figure:
     widths = sorted({k for points in gaps_by_row.values() for k, *_ in points} | {8.0})
     axes.set_xticks([1 / k for k in widths], [f"1/{k:g}" if k != 1 else "1" for k in widths])
     axes.set(xlabel="1 / k", ylabel="test error above the baseline's, points", xlim=(0, None))
-    axes.set_ylim(0, None)
+    axes.set_ylim(min(0, axes.get_ylim()[0]), None)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
@@ -112,9 +123,9 @@ def draw(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> Figure:
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
-    gaps_by_row = gaps(flags.results)
+    gaps_by_row = gaps(flags.folders)
     if not gaps_by_row:
-        raise ValueError(f"{flags.results} has none of the rows {', '.join(ROWS)}: publish some")
+        raise ValueError(f"there are none of the rows {', '.join(ROWS)}: publish some")
     print(table(gaps_by_row))
     if flags.output_file:
         utils.check_file(flags.output_file, "output_file")

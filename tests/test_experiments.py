@@ -233,13 +233,17 @@ def test_only_a_rows_last_stage_counts(made, tmp_path):
     ({"precision": "bfloat16"}, "in bfloat16"),
     ({"network": "WRN-10-2"}, "mixes networks"),
     ({"preset": "paper"}, "mixes presets"),
+    ({"step": 3, "config": 3}, "mixes steps (2, 3)"),
 ])  # fmt: skip
 def test_results_that_do_not_belong_together(change, says, made, tmp_path):
     for row in ("baseline", "baseline_dropout"):
         shutil.copytree(made / "seed0" / row, tmp_path / row)
-    file = tmp_path / "baseline" / "eval" / "result.json"
+    change = dict(change)
+    file, config = (tmp_path / "baseline" / name for name in ("eval/result.json", "config.json"))
+    if steps := change.pop("config", None):
+        utils.write_json(config, {"flags": {"max_steps": steps}})
     utils.write_json(file, utils.read_json(file) | change)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=re.escape(says)):
         rows.find_results(str(tmp_path))
 
 
@@ -251,6 +255,15 @@ def test_publishing_what_is_published_or_differs(made, tmp_path, monkeypatch):
     file = tmp_path / "runs" / "narrow" / "eval" / "result.json"
     utils.write_json(file, utils.read_json(file) | {"dataset": "cifar100"})
     fails("experiments/publish.py", "runs", says="mixes datasets (cifar100, synthetic)")
+
+
+def test_networks_go_to_pretrained_from_results_only(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made / "seed0" / "baseline", tmp_path / "runs" / "baseline")
+    for to, kept in [("other", False), ("./results/", True)]:
+        assert inside("experiments/publish.py", "runs", "--results", to)[0] == 0
+        assert (tmp_path / to / "baseline" / "result.json").exists()
+        assert (tmp_path / publish.PRETRAINED).exists() == kept
 
 
 def test_thinning_keeps_validations_first():
@@ -325,7 +338,9 @@ def test_dropout_is_where_the_paper_has_it(caught):
 
 
 @pytest.mark.parametrize(
-    "preset, k", [("paper", ""), ("cpu", ""), ("cpu-small", ""), ("smoke", ""), ("cpu", "2")]
+    "preset, k",
+    [(preset, "") for preset in ("paper", "cpu", "cpu-small", "smoke")]
+    + [("cpu", k) for k in ("1", "2", "8")],
 )
 def test_rows_have_the_same_number_of_steps(preset, k, caught):
     """Steps and drops of the rate of all rows are those of group.sh and split.sh."""
@@ -419,11 +434,12 @@ def widths(tmp_path):
                           "error": error, "num_examples": 10000}  # fmt: skip
                 utils.write_json(str(here / "result.json"), result)
                 utils.write_json(str(here / "config.json"), {"flags": {"max_steps": 5}})
-    return str(tmp_path / "results")
+    return [str(tmp_path / "results" / name) for name in ("", "trend/k1", "trend/k2")]
 
 
-def test_the_trend_finds_the_law(widths, tmp_path):
+def test_the_trend_finds_the_law(widths, tmp_path, monkeypatch):
     found = trend.gaps(widths)
+    assert found == trend.gaps(widths[::-1])
     assert [k for k, *_ in found["narrow"]] == [1, 2, 4]
     for row, c in [("deep_2-2-2", 8), ("deep_2-2-2-R", 10), ("narrow", 4)]:
         assert [gap for _, gap, _ in found[row]] == pytest.approx([c, c / 2, c / 4])
@@ -433,13 +449,23 @@ def test_the_trend_finds_the_law(widths, tmp_path):
     expected = 100 * (0.38 * 0.62 / 20000 + 0.3 * 0.7 / 20000) ** 0.5
     assert found["deep_2-2-2"][0][2] == pytest.approx(expected)
     file = tmp_path / "trend.png"
-    flags = ("--results", widths, "--output_file", file)
-    status, out, error = inside("experiments/trend.py", *flags)
-    assert status == 0, error
-    assert "| learned groups" in out and "1.00" in out and file.stat().st_size > 10000
+    monkeypatch.chdir(tmp_path)
+    for folders in ([], widths):
+        status, out, error = inside("experiments/trend.py", *folders, "--output_file", file)
+        assert status == 0, error
+        learned = re.search(r"learned groups.*", out)[0].split("|")
+        assert [cell.split(" ± ")[0].strip() for cell in learned[1:-1]] == [
+            "8.00", "4.00", "2.00", "8.0", "7.6", "1.00"
+        ]  # fmt: skip
+    assert file.stat().st_size > 10000
 
 
 def test_what_the_trend_refuses(widths, tmp_path):
-    shutil.rmtree(os.path.join(widths, "trend", "k2", "baseline"))
-    fails("experiments/trend.py", "--results", widths, says="k2 has no baseline")
-    fails("experiments/trend.py", "--results", tmp_path / "no", says="there is no folder")
+    fails("experiments/trend.py", *widths, widths[1], says="k1 is of k = 1, as another folder is")
+    fails("experiments/trend.py", tmp_path / "no", says="there is no folder")
+    for row in ("baseline", "deep_2-2-2", "deep_2-2-2-R", "narrow"):
+        for file in glob.glob(f"{widths[1]}/{row}/**/result.json", recursive=True):
+            utils.write_json(file, utils.read_json(file) | {"preset": "cpu-small"})
+    fails("experiments/trend.py", *widths, says="the trend mixes presets (cpu, cpu-small)")
+    shutil.rmtree(os.path.join(widths[2], "baseline"))
+    fails("experiments/trend.py", *widths, says="k2 has no baseline")

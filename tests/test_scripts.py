@@ -19,7 +19,8 @@ SCRIPTS = sorted(glob.glob(os.path.join(ROOT, "**", "*.sh"), recursive=True))
 PIPELINE = {"group.sh": "train.py", "split.sh": "train.py", "eval.sh": "eval.py"}
 PROGRAMS = (
     "train.py", "eval.py", "report", "benchmark", "experiments/tables.py",
-    "experiments/variants.py", "experiments/publish.py", "download_cifar100.py",
+    "experiments/variants.py", "experiments/publish.py", "experiments/trend.py",
+    "download_cifar100.py",
 )  # fmt: skip
 
 

@@ -54,30 +54,21 @@ def runs(tmp_path_factory, data_dir):
 # ---------------------------------------------------------------- the step
 
 
-def test_momentum_by_hand_and_when_the_rate_drops():
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_by_hand_and_when_the_rate_drops(nesterov):
     variable = tf.Variable([1.0, 2.0], name="w")
-    optimizer = objective.Momentum([variable], 0.9)
+    optimizer = objective.Momentum([variable], 0.9, nesterov)
     w, a = np.array([1.0, 2.0]), np.zeros(2)
     rng = np.random.default_rng(0)
     for rate in [0.1, 0.1, 0.01, 0.01]:
         grad = rng.normal(size=2)
         a = 0.9 * a + grad
-        w = w - rate * a
+        w = w - rate * (grad + 0.9 * a if nesterov else a)
         optimizer.apply([(tf.constant(grad, tf.float32), variable, 1.0)], rate)
         np.testing.assert_allclose(variable, w, rtol=1e-5)
-
-
-def test_nesterov_by_hand():
-    variable = tf.Variable([1.0, 2.0], name="w")
-    optimizer = objective.Momentum([variable], 0.9, nesterov=True)
-    w, a = np.array([1.0, 2.0]), np.zeros(2)
-    rng = np.random.default_rng(0)
-    for rate in [0.1, 0.1, 0.01]:
-        grad = rng.normal(size=2)
-        a = 0.9 * a + grad
-        w = w - rate * (grad + 0.9 * a)
-        optimizer.apply([(tf.constant(grad, tf.float32), variable, 1.0)], rate)
-        np.testing.assert_allclose(variable, w, rtol=1e-5)
+    net = resnet.ResNet(resnet.NetworkConfig(num_residual_units=1, k=1))
+    trainer = objective.Trainer(net, objective.Objective(nesterov=nesterov), {})
+    assert trainer.optimizer.nesterov == nesterov
 
 
 def rates(steps, per_epoch=10, **flags):
@@ -277,6 +268,21 @@ def test_complete_run_after_an_extension_that_came_to_nothing(runs, data_dir, tm
     config["flags"]["max_steps"] = 8
     utils.write_json(copy / "config.json", config)
     assert "was complete before" in run("baseline", str(copy), data_dir, lr_step_epoch="0.2,0.3")
+    # A line of the rate that ends with the stage, and one that does not.
+    linear = {"lr_schedule": "linear", "lr_step_epoch": [], "lr_first_step": 0, "lr_total_steps": 8}
+    config["flags"] |= linear
+    utils.write_json(copy / "config.json", config)
+    assert "was complete before" in run("baseline", str(copy), data_dir, lr_schedule="linear")
+    flags = {"lr_schedule": "linear", "lr_total_steps": 9}
+    refused("baseline", str(copy), data_dir, "--lr_total_steps 8 -> 9", **flags)
+
+
+def test_a_line_of_the_rate_that_goes_on_elsewhere_than_its_base_ended(runs, data_dir, tmp_path):
+    flags = {"basemodel": runs["group"], "lr_schedule": "linear", "max_steps": 1}
+    says = "goes on from step 5 (--lr_first_step), though"
+    for steps, said in [(5, True), (6, False), (0, False)]:
+        out = run("split", str(tmp_path / f"{steps}"), data_dir, **flags, lr_first_step=steps)
+        assert (says in out) == said
 
 
 def test_metrics_of_a_run_that_starts_anew_are_its_own(runs, data_dir, tmp_path):
@@ -401,8 +407,9 @@ def test_contradictions(stage, flags, says, capsys):
     assert caught.value.code == 2 and says in error and error.count("\n") == 1
 
 
-def test_a_warm_up_that_never_ends_is_refused(data_dir, tmp_path):
-    flags = {"lr_schedule": "linear", "lr_warmup_epochs": 0.4}  # all of 6 steps
+@pytest.mark.parametrize("schedule", ["step", "linear"])
+def test_a_warm_up_that_never_ends_is_refused(schedule, data_dir, tmp_path):
+    flags = {"lr_schedule": schedule, "lr_warmup_epochs": 0.4}  # all of 6 steps
     says = "--lr_warmup_epochs 0.4 takes all of the schedule's 6 steps"
     fails("train.py", *train_flags("baseline", tmp_path / "run", data_dir, **flags), says=says)
 
@@ -588,7 +595,7 @@ def test_any_flags_give_a_valid_run_or_one_line(stage, flags):
             return
     assert "stray" not in flags and stage in train.STAGES
     objective.objective(parsed)
-    assert 0 < objective.learning_rate(parsed, 1, 500) <= parsed.initial_lr
+    assert 0 < objective.learning_rate(parsed, 0, 500) <= parsed.initial_lr
     if stage == "split":
         assert parsed.basemodel or parsed.checkpoint
     else:

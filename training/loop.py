@@ -36,10 +36,11 @@ class Loop:
         self.predict = metrics.predictor(trainer.net, flags.precision)
         self.evaluation = None  # the last validation
         warmup = flags.lr_warmup_epochs * self.steps_per_epoch
-        if flags.lr_schedule != "step" and warmup >= flags.lr_total_steps:
+        steps = flags.lr_total_steps or flags.max_steps
+        if warmup >= steps:
             raise ValueError(
                 f"--lr_warmup_epochs {flags.lr_warmup_epochs:g} takes all of the schedule's "
-                f"{flags.lr_total_steps} steps: make it smaller"
+                f"{steps} steps: make it smaller"
             )
         self.several_workers = isinstance(
             trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy
@@ -134,9 +135,10 @@ class Loop:
     def _stop(self, first: str, step: int) -> NoReturn:
         steps = rundir.checkpoint_steps(self.run.directory)
         last = rundir.checkpoint_path(self.run.directory, steps[-1]) if steps else "none"
+        rate = learning_rate(self.flags, step - 1, self.steps_per_epoch)
         raise ValueError(
             f"the loss is not finite at step {step}: {first} went first, learning rate "
-            f"{self.learning_rate():g}; the last good checkpoint is {last}; lower --initial_lr or "
+            f"{rate:g}; the last good checkpoint is {last}; lower --initial_lr or "
             "the gammas"
         )
 
