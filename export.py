@@ -64,15 +64,16 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 def compare(model: Model, run, number: int = 16) -> tuple[float, float]:
     """Largest difference of a written model from the network on random inputs, for two numbers of
     them; and the share of inputs whose largest output is the same."""
-    largest, alike = 0.0, []
+    largest, alike = np.float32(0), []
     for count in (1, number):
         x = model.random_input(count)
         outputs = run(x)
         for name, value in zip(model.outputs, model.function(tf.constant(x)), strict=True):
-            largest = max(largest, float(np.abs(outputs[name] - value.numpy()).max()))
+            difference = np.abs(outputs[name] - value.numpy()).max()
+            largest = np.maximum(largest, difference)  # max() would lose NaN
             flat = [np.reshape(v, (count, -1)).argmax(axis=1) for v in (outputs[name], value)]
             alike += (flat[0] == flat[1]).tolist()
-    return largest, float(np.mean(alike))
+    return float(largest), float(np.mean(alike))
 
 
 def accuracy(run, data_dir: str, numbers: list[int]) -> float:
@@ -137,6 +138,7 @@ def main(argv: Sequence[str]) -> int:
     if missing:
         names = " ".join(PACKAGES.get(package, package) for package in missing)
         raise ValueError(f"--format {flags.format} needs more packages: pip install {names}")
+    flags.output = os.path.normpath(flags.output)  # without a slash at the end
     if os.path.exists(flags.output) and not flags.overwrite:
         raise ValueError(f"{flags.output} exists: name another --output, or give --overwrite")
     utils.check_folder(os.path.dirname(flags.output) or ".", "output")

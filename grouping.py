@@ -375,8 +375,8 @@ def equal_assignments(net) -> dict[str, np.ndarray]:
         groups = np.repeat(np.arange(num_groups), least + 1)
         optional = np.tile(np.arange(least + 1) == least, num_groups)
         cost = -log_shares[groups].T + optional * (1 + 2 * size * np.abs(log_shares).max())
-        columns, places = linear_sum_assignment(cost)
-        assignment[name] = groups[places[np.argsort(columns)]]
+        _, places = linear_sum_assignment(cost)
+        assignment[name] = groups[places]
     return assignment
 
 
@@ -393,8 +393,8 @@ def given_assignment(config, class_groups: Sequence[np.ndarray]) -> dict[str, np
             for number, group in enumerate(class_groups):
                 assignment[name][group] = number
             continue
-        level = int(name[1])
-        shares = [classes[below].sum() for below in groups_below(config.groups[3 - level :])]
+        level = 5 - int(name[1])  # p3, p2 and p1 are of unit_2, unit_3 and the classifier
+        shares = [classes[below].sum() for below in groups_below(config.groups[level - 2 :])]
         bounds = np.cumsum(shares) / classes.sum() * (size - len(shares))
         sizes = np.diff(np.round(bounds).astype(int), prepend=0) + 1
         assignment[name] = np.repeat(np.arange(len(shares)), sizes)

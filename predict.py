@@ -1,11 +1,11 @@
 """Classify pictures of one's own: the likeliest classes, and the branch that tells each apart.
 
     python predict.py cat.jpg holiday/                      with pretrained/deep_2-2-2
-    python predict.py --checkpoint runs/cpu/split --json holiday/
+    python predict.py --checkpoint runs/cpu/split --json True holiday/
 
-Pictures are PNG, JPEG, GIF (the first frame) or BMP of any size: their centre square is shrunk to
-32x32. Of a folder all files with such an ending are taken. What is no picture is named, the others
-are classified, and the exit status is 1.
+Pictures are PNG, JPEG, GIF (the first frame) or BMP (24 bits) of any size: their centre square is
+shrunk to 32x32. Of a folder all files with such an ending are taken. What is no picture is named,
+the others are classified, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def read_picture(path: str) -> np.ndarray:
     try:
         picture = tf.io.decode_image(content, 0 if is_png else 3, expand_animations=False)
     except tf.errors.OpError as error:
-        reason = str(error).partition("\n")[0] if content else "it is empty"
+        reason = utils.first_line(error) if content else "it is empty"
         raise ValueError(f"{path} is no picture that can be read ({reason})") from None
     picture = _on_white(picture.numpy().astype(np.float32))
     side = min(picture.shape[:2])
@@ -107,7 +107,7 @@ def _on_white(picture: np.ndarray) -> np.ndarray:
 
 def load_classifier(flags: argparse.Namespace):
     """`classify(images uint8 [N, 32, 32, 3])` -> probabilities float32 `[N, classes]`; the names
-    of the classes; the branch of each class, all 0 of a dense network."""
+    of the classes; the group of each class, all 0 where there are none."""
     import resnet
     import restore
     from parallel import tree

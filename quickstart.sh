@@ -124,7 +124,8 @@ elif [ -e "$DATA_DIR/split.json" ]; then
     echo "using the data set that is there"
 else
     get_data || status=$?
-    if [ "$status" -eq 3 ]; then
+    # What is there of a download that was interrupted is not to be lost among made-up images.
+    if [ "$status" -eq 3 ] && [ ! -s "$DATA_DIR/cifar-100-python.tar.gz.part" ]; then
         echo "NOTICE: no network, so a synthetic data set is drawn instead" >&2
         status=0
         get_data --synthetic || status=$?

@@ -13,7 +13,6 @@ tree are below `branch_B/`, the trunk's bear the names that they had in the dens
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import zlib
 from collections.abc import Iterator
@@ -487,59 +486,6 @@ def build(description: dict, seed: int = 0) -> ResNet | SplitResNet:
             "read: run split.sh again in another TRAIN_DIR, or remove this run"
         )
     return ResNet(config, seed)
-
-
-def describe_published(tensors: dict[str, np.ndarray]) -> dict:
-    """Description of a TensorFlow 1 checkpoint of the published code, from its names and shapes.
-
-    Raises:
-        ValueError: the checkpoint holds no such network.
-    """
-    try:
-        groups = [
-            tensors[f"group/split_{name}/alpha"].shape[0]
-            if f"group/split_{name}/alpha" in tensors
-            else 1
-            for name in ("p3", "p2", "p1")
-        ]
-        units = [name for name in tensors if re.fullmatch(r"unit_1_\d+/conv_1/kernel", name)]
-        filters = tensors["unit_1_0/conv_1/kernel"].shape[-1]
-        config = NetworkConfig(
-            num_residual_units=len(units),
-            k=filters / 16 if filters % 16 else filters // 16,
-            num_classes=tensors["logits/fc/biases"].shape[0],
-            groups=groups,
-        )
-    except KeyError as error:
-        raise ValueError(f"no Wide ResNet in it: {error} is missing") from None
-    return {"network": "dense", "config": dataclasses.asdict(config)}
-
-
-def from_checkpoint(tensors: dict[str, np.ndarray], **changes) -> tuple[ResNet | SplitResNet, dict]:
-    """The network in a checkpoint's tensors, ours or the published code's, and its description.
-
-    Args:
-        tensors: by name, as `rundir.read_checkpoint` gives them.
-        changes: fields of the `NetworkConfig` to replace, such as dropout_keep_prob.
-
-    Raises:
-        ValueError: the tensors are not those of the network that they describe.
-    """
-    if "description" in tensors:
-        weights = {n.removeprefix("net/"): t for n, t in tensors.items() if n.startswith("net/")}
-    else:
-        weights = {n: t for n, t in tensors.items() if "/" in n and not n.endswith("/Momentum")}
-    try:
-        if "description" in tensors:
-            description = json.loads(tensors["description"])
-        else:
-            description = describe_published(tensors)
-        description["config"] |= changes
-        net = build(description)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"its description makes no network ({error!r})") from None
-    load_weights(net, weights)
-    return net, description
 
 
 def copy(net: ResNet | SplitResNet) -> ResNet | SplitResNet:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,26 +21,58 @@ import grouping
 import resnet
 import rundir
 import utils
-from utils import tf
 
 
 # ---------------------------------------------------------------- networks out of checkpoints
 
 
 def load_network(path: str, tensors: dict[str, np.ndarray] | None = None, **changes):
-    """The network of a checkpoint, and what that says of itself.
+    """The network of a checkpoint, ours or the published code's, and what that says of itself.
 
     Args:
         path: of the checkpoint; a ValueError begins with it.
-        tensors: of it, where they have been read before.
-        changes: fields of the network's config that are to be others.
+        tensors: of it by name, where `rundir.read_checkpoint` has read them before.
+        changes: fields of the network's config to replace, such as dropout_keep_prob.
     """
     if tensors is None:
         tensors = rundir.read_checkpoint(path)
     try:
-        return resnet.from_checkpoint(tensors, **changes)
+        if "description" in tensors:
+            description = json.loads(tensors["description"])
+            weights = {n[4:]: t for n, t in tensors.items() if n.startswith("net/")}
+        else:
+            description = _describe_published(tensors)
+            own = [n for n in tensors if "/" in n and not n.endswith("/Momentum")]
+            weights = {n: tensors[n] for n in own}
+        description["config"] |= changes
+        net = resnet.build(description)
+        resnet.load_weights(net, weights)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: its description makes no network ({error!r})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    return net, description
+
+
+def _describe_published(tensors: dict[str, np.ndarray]) -> dict:
+    """Description of a TensorFlow 1 checkpoint of the published code, from its names and shapes.
+
+    Raises:
+        ValueError: the checkpoint holds no such network.
+    """
+    try:
+        alphas = [tensors.get(f"group/split_{name}/alpha") for name in ("p3", "p2", "p1")]
+        units = [name for name in tensors if re.fullmatch(r"unit_1_\d+/conv_1/kernel", name)]
+        filters = tensors["unit_1_0/conv_1/kernel"].shape[-1]
+        config = resnet.NetworkConfig(
+            num_residual_units=len(units),
+            k=filters / 16 if filters % 16 else filters // 16,
+            num_classes=tensors["logits/fc/biases"].shape[0],
+            groups=[1 if alpha is None else alpha.shape[0] for alpha in alphas],
+        )
+    except KeyError as error:
+        raise ValueError(f"no Wide ResNet in it: {error} is missing") from None
+    return {"network": "dense", "config": dataclasses.asdict(config)}
 
 
 def load_evaluated(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.SplitResNet, dict]:
@@ -101,22 +134,6 @@ def class_names(path: str, description: dict, number: int, data_dir: str) -> lis
     return data["class_names"]
 
 
-def export_weights(checkpoint: str, folder: str) -> str:
-    """Copy a checkpoint into a folder without the optimizer's state; returns the copy's path.
-
-    The copy is half as large: enough to evaluate, to cut and to start a run from (--basemodel).
-    """
-    tensors = rundir.read_checkpoint(checkpoint)
-    net, _ = load_network(checkpoint, tensors)
-    copy = tf.train.Checkpoint(
-        net=net,
-        step=tf.Variable(tensors["step"]),
-        description=tf.Variable(tensors["description"], trainable=False),
-    )
-    os.makedirs(folder, exist_ok=True)
-    return copy.write(os.path.join(folder, os.path.basename(checkpoint)))
-
-
 # ---------------------------------------------------------------- what a run starts from
 
 
@@ -144,6 +161,7 @@ def network_to_resume(path: str, tensors, flags: argparse.Namespace, run_info: d
     _check_network(path, net.config, flags, also=("bn_no_scale",))
     check_dataset(path, description, run_info, flags.data_dir)
     _check_given(path, [group.tolist() for group in resnet.class_groups(net)], flags)
+    _check_equal(path, net, flags)
     return net, description
 
 
@@ -219,6 +237,15 @@ def _check_given(path: str, groups: Sequence[Sequence[int]], flags: argparse.Nam
         )
 
 
+def _check_equal(path: str, net: resnet.ResNet | resnet.SplitResNet, flags) -> None:
+    """Raise ValueError if --equal_groups asks for other groups than a tree has already."""
+    if flags.equal_groups and any(np.ptp(np.bincount(g)) > 1 for g in net.assignment.values()):
+        raise ValueError(
+            f"{path} is a tree of unequal groups: leave --equal_groups out, or cut its grouped "
+            "network in another --train_dir"
+        )
+
+
 def network_from_weights(path: str, tensors, flags: argparse.Namespace, run_info: dict):
     """The network of a new run from other weights: of the same kind, or a grouped one, cut.
 
@@ -238,6 +265,7 @@ def network_from_weights(path: str, tensors, flags: argparse.Namespace, run_info
                 f"{path} has no groups to cut: run --stage group first, or give some with --groups"
             )
         if not isinstance(base, resnet.ResNet):
+            _check_equal(path, base, flags)
             return base, description
         equal = grouping.equal_assignments(base) if flags.equal_groups else None
         return resnet.split(base, equal), description

@@ -62,7 +62,7 @@ def git_revision() -> str:
     try:
         top = git("rev-parse", "--show-toplevel")
         own = top and os.path.realpath(top) == here
-        return git("describe", "--always", "--dirty", "--abbrev=40") if own else ""
+        return git("describe", "--always", "--exclude=*", "--dirty", "--abbrev=40") if own else ""
     except (OSError, subprocess.TimeoutExpired):
         return ""
 

@@ -288,6 +288,11 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     sys.exit(status or 0)
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, without TensorFlow's details."""
+    return str(error).strip().partition("\n")[0]
+
+
 def say(text: str) -> None:
     """Print at once, also into a pipe or a file."""
     print(text, flush=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import resnet
-from parallel.tree import copy_to, split_batch
+from parallel.tree import split_batch
 from utils import tf
 
 
@@ -30,11 +30,13 @@ class Vertical:
         middle = np.cumsum(flops) - np.array(flops) / 2
         owners = (middle / sum(flops) * len(devices)).astype(int)
         self.device_flops = np.bincount(owners, flops, len(devices)).tolist()
-        self.runs = []  # of each device: what it applies, one after the other
-        for number, device in enumerate(devices):
-            copy = copy_to(device, net)
-            steps = (copy.init_conv, *copy.blocks, copy.head)
-            self.runs.append([s for s, owner in zip(steps, owners, strict=True) if owner == number])
+        net = resnet.copy(net)
+        resnet.freeze(net)  # each device's constants land where they are used
+        steps = (net.init_conv, *net.blocks, net.head)
+        self.runs = [  # of each device: what it applies, one after the other
+            [step for step, owner in zip(steps, owners, strict=True) if owner == number]
+            for number in range(len(devices))
+        ]
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         """Logits float32 `[B, num_classes]` of images `[B, 32, 32, 3]`."""

@@ -20,6 +20,7 @@ import restore
 import rundir
 import utils
 from experiments.rows import RESULTS, check_alike, collect, find_results, is_published, is_tree
+from utils import tf
 
 PRETRAINED, PRETRAINED_ROWS = "pretrained", ("baseline", "deep_2-2-2")  # of seed 0
 METRICS_LINES = 500  # of a published metrics.jsonl
@@ -81,11 +82,27 @@ def publish(folder: str, results_by_row: dict[str, list[dict]], to: str = RESULT
                 weights = os.path.join(PRETRAINED, row)
                 checkpoint = os.path.join(run, os.path.basename(result["checkpoint"]))
                 shutil.rmtree(f"{weights}.new", ignore_errors=True)
-                restore.export_weights(checkpoint, f"{weights}.new")
+                export_weights(checkpoint, f"{weights}.new")
                 shutil.rmtree(weights, ignore_errors=True)
                 os.rename(f"{weights}.new", weights)
                 folders.append(weights)
     return folders
+
+
+def export_weights(checkpoint: str, folder: str) -> str:
+    """Copy a checkpoint into a folder without the optimizer's state; returns the copy's path.
+
+    The copy is half as large: enough to evaluate, to cut and to start a run from (--basemodel).
+    """
+    tensors = rundir.read_checkpoint(checkpoint)
+    net, _ = restore.load_network(checkpoint, tensors)
+    copy = tf.train.Checkpoint(
+        net=net,
+        step=tf.Variable(tensors["step"]),
+        description=tf.Variable(tensors["description"], trainable=False),
+    )
+    os.makedirs(folder, exist_ok=True)
+    return copy.write(os.path.join(folder, os.path.basename(checkpoint)))
 
 
 def _publish_base(run: str, target: str, folder: str) -> None:

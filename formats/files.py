@@ -34,10 +34,9 @@ def write_savedmodel(model: Model, path: str) -> None:
 
 def run_savedmodel(path: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     loaded = tf.saved_model.load(path)
-    signature = loaded.signatures["serving_default"]
 
     def run(x):
-        run.kept = loaded  # a signature does not keep what it is of
+        signature = loaded.signatures["serving_default"]  # which does not keep what it is of
         [name] = signature.structured_input_signature[1]
         return {n: value.numpy() for n, value in signature(**{name: tf.constant(x)}).items()}
 

@@ -24,7 +24,7 @@ class Model:
         self.function, self.draw, self.metadata = function, draw, metadata
 
     def concrete(self):
-        """A concrete TensorFlow function of the model, its tensors named."""
+        """The model as a `tf.function` of one signature, its tensors named."""
         name, dtype, shape = self.inputs
         spec = tf.TensorSpec(shape, tf.as_dtype(dtype), name)
 
@@ -52,8 +52,7 @@ def whole(net, metadata: dict) -> Model:
     order = np.argsort(np.concatenate([leaf.classes for leaf in net.leaves()]))
 
     def function(images):
-        logits = tf.concat(_leaf_logits(net, cifar100.standardize(images)), axis=1)
-        return [tf.gather(logits, order, axis=1)]
+        return [net(cifar100.standardize(images))]
 
     def draw(graph, images):
         return [
@@ -73,7 +72,7 @@ def one_branch(net, number: int, metadata: dict) -> Model:
     leaf, order = leaves[number], np.argsort(leaves[number].classes)
 
     def function(images):
-        [logits] = _leaf_logits(net, cifar100.standardize(images), leaf)
+        logits = _logits_of(leaf, net, cifar100.standardize(images))
         return [tf.gather(logits, order, axis=1)]
 
     def draw(graph, images):
@@ -97,13 +96,13 @@ def parts(net, metadata: dict) -> dict[str, Model]:
         return [graph.nhwc(part) for part in graph.fork(net, x)]
 
     models = {"trunk": Model(IMAGES, names, split_trunk, draw_trunk, metadata)}
-    side = cifar100.IMAGE_SIZE >> max(net.last_level - 1, 0)
+    side = cifar100.IMAGE_SIZE >> (net.last_level - 1)
     for number, (branch, channels) in enumerate(zip(net.branches, net.fork_sizes, strict=True)):
         leaves = list(branch.leaves())
         order = np.argsort(np.concatenate([leaf.classes for leaf in leaves]))
 
         def function(x, branch=branch, order=order):
-            return [tf.gather(tf.concat(_leaf_logits(branch, x), axis=1), order, axis=1)]
+            return [tf.gather(tf.concat(branch.leaf_logits(x), axis=1), order, axis=1)]
 
         def draw(graph, x, branch=branch, order=order):
             return [graph.gather(graph.concat(graph.leaf_logits(branch, graph.nchw(x))), order)]
@@ -126,19 +125,15 @@ def _classes(leaves, metadata: dict) -> dict:
     }
 
 
-def _leaf_logits(branch, x, leaf=None) -> list[tf.Tensor]:
-    """Logits of every leaf behind a branch, or of one leaf alone, without what only others read."""
+def _logits_of(leaf, branch, x) -> tf.Tensor:
+    """Logits of one leaf behind a branch, without what only others read."""
     if not branch.num_branches:
-        return [branch.head(branch.features(x))]
-    if leaf is None:
-        shares = branch.fork(branch.features(x))
-        behind = zip(branch.branches, shares, strict=True)
-        return [logits for child, share in behind for logits in _leaf_logits(child, share)]
+        return branch.head(branch.features(x))
     child, channels = way_to(branch, leaf)
     if branch.first_level == 1:
         x = branch.init_conv(x)
     if not branch.blocks:  # the fork is right behind the branch's input
-        return _leaf_logits(child, x[..., channels], leaf)
+        return _logits_of(leaf, child, x[..., channels])
     *blocks, last = branch.blocks
     for block in blocks:
         x = block(x)
@@ -146,10 +141,10 @@ def _leaf_logits(branch, x, leaf=None) -> list[tf.Tensor]:
     y = last.relu_2(last.bn_2(last.conv_1(h), False))
     y = tf.nn.conv2d(y, last.conv_2.kernel[..., channels], 1, "SAME")
     if last.shortcut is None:
-        return _leaf_logits(child, y + (h if last.first else x)[..., channels], leaf)
+        return _logits_of(leaf, child, y + (h if last.first else x)[..., channels])
     h = tf.nn.avg_pool2d(h, 1, last.shortcut.stride, "SAME")
     skipped = tf.nn.conv2d(h, last.shortcut.kernel[..., channels], 1, "SAME")
-    return _leaf_logits(child, y + skipped, leaf)
+    return _logits_of(leaf, child, y + skipped)
 
 
 def way_to(branch, leaf) -> tuple:

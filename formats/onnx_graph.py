@@ -50,8 +50,7 @@ class OnnxGraph:
     def conv(self, x: str, layer, outputs=slice(None)) -> str:
         """A `resnet.Conv`, of its listed outputs alone; SAME padding as TensorFlow has it."""
         kernel = np.asarray(layer.kernel)[..., outputs].transpose(3, 2, 0, 1)
-        size, side = kernel.shape[-1], layer.resolution
-        missing = max((side - 1) * layer.stride + size - side * layer.stride, 0)
+        missing = max(kernel.shape[-1] - layer.stride, 0)
         pads = [missing // 2] * 2 + [missing - missing // 2] * 2
         strides = [layer.stride] * 2
         return self.add("Conv", x, self.constant(kernel), pads=pads, strides=strides)

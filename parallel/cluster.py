@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import grpc
 
+import utils
 from utils import program, tf
 
 PATIENCE = 20  # seconds without an answer after which another machine counts as lost
@@ -31,7 +32,7 @@ def serve(port: int) -> None:
         server = tf.distribute.Server({"worker": [f"localhost:{port}"]}, "worker", 0)
     except tf.errors.OpError as error:
         raise ValueError(
-            f"port {port} cannot be used ({first_line(error)}): name another with --worker"
+            f"port {port} cannot be used ({utils.first_line(error)}): name another with --worker"
         ) from None
     devices = ", ".join(device.name for device in tf.config.list_logical_devices())
     print(f"serving {devices} on port {port}; Ctrl-C ends it", flush=True)
@@ -183,7 +184,3 @@ def lost(addresses: Sequence[str]) -> str:
         f"lost a worker of --cluster {','.join(addresses)}: start it again with "
         "`python eval.py --worker PORT`, then this command"
     )
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Sequence
 
+import utils
 from parallel import cluster
 from utils import tf
 
@@ -90,7 +91,7 @@ def strategy(names: Sequence[str]) -> tf.distribute.Strategy | None:
         ):
             return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
-        raise _unusable(cluster.first_line(error)) from None
+        raise _unusable(utils.first_line(error)) from None
 
 
 def read_tf_config() -> tuple[dict[str, list[str]], str, int] | None:

@@ -8,16 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 import resnet
 from utils import tf
-
-
-def copy_to(device: str | None, net: resnet.ResNet | resnet.SplitResNet):
-    """The same network on another device; None: on TensorFlow's first."""
-    with tf.device(device):
-        return resnet.copy(net)
 
 
 class PlacedTree:
@@ -37,56 +29,68 @@ class PlacedTree:
             raise ValueError(
                 "only a tree has branches to place: run split.sh, or --placement single"
             )
-        self.devices, self.hybrid = devices, hybrid
-        self.copies = [copy_to(device, tree) for device in devices]
-        owners = self._owners(tree)
+        self.tree, self.devices, self.hybrid = tree, devices, hybrid
+        leaves, owners = list(tree.leaves()), self._owners()
         self.leaves = [
-            [leaf for leaf, owner in zip(copy.leaves(), owners, strict=True) if owner == number]
-            for number, copy in enumerate(self.copies)
+            [leaf for leaf, owner in zip(leaves, owners, strict=True) if owner == number]
+            for number in range(len(devices))
         ]
 
-    def _owners(self, tree: resnet.SplitResNet) -> list[int]:
-        """Number of the device of each leaf: runs of neighbours with about equal FLOPs."""
-        flops = np.array([
-            resnet.count(branch)[1] / len(list(branch.leaves()))
-            for branch in tree.branches
-            for _ in branch.leaves()
-        ])  # fmt: skip
-        middle = np.cumsum(flops) - flops / 2
-        return (middle / flops.sum() * len(self.devices)).astype(int).tolist()
+    def _owners(self) -> list[int]:
+        """Number of the device of each leaf: runs of neighbours, the busiest device's FLOPs least.
+
+        A branch whose leaves are of two devices is computed on both.
+        """
+        leaves = list(self.tree.leaves())
+        # By the number of leaves that have an owner: FLOPs of the devices, descending, and owners.
+        best: dict[int, tuple[list, list]] = {0: ([], [])}
+        for number in range(len(self.devices)):
+            ends = {}
+            for end in range(len(leaves) + 1):
+                ends[end] = min(
+                    (
+                        sorted([*flops, self._flops_behind_trunk(leaves[start:end])], reverse=True),
+                        owners + [number] * (end - start),
+                    )
+                    for start, (flops, owners) in best.items()
+                    if start <= end
+                )
+            best = ends
+        return best[len(leaves)][1]
+
+    def _flops_behind_trunk(self, leaves: list[resnet.Branch]) -> int:
+        return sum(_flops(branch, leaves) for branch in self.tree.branches)
 
     @property
     def device_flops(self) -> list[float]:
         """FLOPs per image of each device."""
         trunk_share = 1 / len(self.devices) if self.hybrid else 1
-        return [
-            trunk_share * copy.own_flops() + sum(_flops(b, leaves) for b in copy.branches)
-            for copy, leaves in zip(self.copies, self.leaves, strict=True)
-        ]
+        trunk = trunk_share * self.tree.own_flops()
+        return [trunk + self._flops_behind_trunk(leaves) for leaves in self.leaves]
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         """Logits float32 `[B, num_classes]` of images `[B, 32, 32, 3]`."""
         logits = self._hybrid(images) if self.hybrid else self._branch(images)
         with tf.device(self.devices[0]):
-            return self.copies[0].in_label_order(logits)[: tf.shape(images)[0]]
+            return self.tree.in_label_order(logits)[: tf.shape(images)[0]]
 
     def _branch(self, images) -> list[tf.Tensor]:
         logits = []
-        for device, copy, leaves in zip(self.devices, self.copies, self.leaves, strict=True):
+        for device, leaves in zip(self.devices, self.leaves, strict=True):
             if leaves:
                 with tf.device(device):
-                    logits += copy.leaf_logits(tf.identity(images), wanted=leaves)
+                    logits += self.tree.leaf_logits(tf.identity(images), wanted=leaves)
         return logits
 
     def _hybrid(self, images) -> list[tf.Tensor]:
         shares = []  # of each device: what every branch reads, for a part of the batch
         parts = split_batch(images, len(self.devices))
-        for device, copy, part in zip(self.devices, self.copies, parts, strict=True):
+        for device, part in zip(self.devices, parts, strict=True):
             with tf.device(device):
-                shares.append(copy.fork(copy.features(tf.identity(part))))
+                shares.append(self.tree.fork(self.tree.features(tf.identity(part))))
         logits = []
-        for device, copy, leaves in zip(self.devices, self.copies, self.leaves, strict=True):
-            for place, branch in enumerate(copy.branches):
+        for device, leaves in zip(self.devices, self.leaves, strict=True):
+            for place, branch in enumerate(self.tree.branches):
                 if any(leaf in leaves for leaf in branch.leaves()):
                     with tf.device(device):
                         x = tf.concat([share[place] for share in shares], axis=0)
@@ -146,13 +150,10 @@ def place(net: resnet.ResNet | resnet.SplitResNet, devices: Sequence[str], place
 
     Its weights are constant (`resnet.freeze`): what becomes of those of `net` does not reach it.
     """
+    copy = resnet.copy(net)
+    resnet.freeze(copy)  # each device's constants land where they are used
     if placement != "single":
-        placed = PlacedTree(net, devices, hybrid=placement == "hybrid")
-        for copy in placed.copies:
-            resnet.freeze(copy)
-        return placed
-    copy = copy_to(devices[0] if devices else None, net)
-    resnet.freeze(copy)
+        return PlacedTree(copy, devices, hybrid=placement == "hybrid")
     if not devices:
         return copy
 

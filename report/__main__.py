@@ -62,8 +62,10 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 def summary(results: dict[str, dict], data: dict) -> str:
     """One page of text from the three results of `read_results` and the data set's description."""
     grouped, cut, tree = (results[name] for name in NAMES)
-    alike = [("dataset", NAMES), ("network", NAMES), ("groups", NAMES), ("group_classes", NAMES),
-             ("split", NAMES[:2]), ("step", NAMES[:2])]  # fmt: skip
+    dense = NAMES[:2]
+    as_learned = dense if tree["equal_groups"] else NAMES
+    alike = [("dataset", NAMES), ("network", NAMES), ("groups", NAMES), ("split", dense),
+             ("step", dense), ("group_classes", as_learned)]  # fmt: skip
     differing = [
         key for key, names in alike if any(results[n][key] != results[names[0]][key] for n in names)
     ]
@@ -104,7 +106,7 @@ def summary(results: dict[str, dict], data: dict) -> str:
 
 
 def read_results(run: str) -> dict[str, dict]:
-    """The three results of a pipeline.
+    """The three results of a pipeline; that of the tree also says whether `equal_groups` cut it.
 
     Raises:
         ValueError: one is missing or damaged; says what makes it.
@@ -112,7 +114,11 @@ def read_results(run: str) -> dict[str, dict]:
     choices = [[os.path.join(run, f, "result.json") for f in folders] for folders in RESULTS]
     paths = max(choices, key=lambda paths: sum(map(os.path.exists, paths)))
     try:
-        return dict(zip(NAMES, map(utils.read_json, paths), strict=True))
+        results = dict(zip(NAMES, map(utils.read_json, paths), strict=True))
+        config = os.path.join(os.path.dirname(os.path.dirname(paths[2])), "config.json")
+        flags = utils.read_json(config)["flags"] if os.path.exists(config) else {}
+        results["tree"]["equal_groups"] = flags.get("equal_groups", False)
+        return results
     except FileNotFoundError as error:
         raise ValueError(
             f"{error.filename} is missing: run quickstart.sh, or eval.py with --checkpoint "

@@ -65,8 +65,8 @@ def learning_curves(metrics: Sequence[dict]) -> Figure:
     right.set(title="terms of the objective, without their weights", xlabel="step", ylim=(0, None))
     right.legend()
     rates = [r["learning_rate"] for r in progress]
-    for step, before, after in zip(steps[1:], rates, rates[1:], strict=False):
-        if after < before:
+    for step, *before, after in zip(steps[2:], rates, rates[1:], rates[2:], strict=False):
+        if before[0] == before[1] > after:  # a drop, no slope
             for axes in (left, right):
                 axes.axvline(step, color="0.8", linewidth=0.8, zorder=0)
     return figure

@@ -192,6 +192,7 @@ def test_git_revision_is_of_the_code_itself(clone, tmp_path, monkeypatch):
     assert revision_of(inside, monkeypatch) == ""
 
     head = git("rev-parse", "HEAD", cwd=clone).strip()
+    git("tag", "-a", "v1.0", "-m", "a release", cwd=clone)
     link = tmp_path / "link"
     link.symlink_to(clone)
     others = {"GIT_DIR": outer / ".git", "GIT_WORK_TREE": outer, "GIT_INDEX_FILE": outer / "none"}

@@ -1,6 +1,7 @@
 """eval.py on every kind of checkpoint, its files, and what it refuses."""
 
 import contextlib
+import itertools
 import os
 import pickle
 import shutil
@@ -16,9 +17,11 @@ import tensorflow as tf
 from conftest import ROOT, fails, free_port, grouped_net, images, inside, python, write_data
 
 import cifar100
+import grouping
 import metrics
 import objective
 import resnet
+import restore
 import rundir
 import utils
 from parallel import cluster, devices
@@ -63,7 +66,7 @@ def test_result_of_a_tree(checkpoints, data_dir, tmp_path):
     run, file = os.path.dirname(checkpoints["tree"]), tmp_path / "result.pkl"
     out = evaluate(run, data_dir, "--output_file", file, "--batch_size", 100)
     result = utils.read_json(os.path.join(run, "eval", "result.json"))
-    tree, _ = resnet.from_checkpoint(rundir.read_checkpoint(checkpoints["tree"]))
+    tree, _ = restore.load_network(checkpoints["tree"])
     pictures, labels = cifar100.load(data_dir, "test")
     predictions = np.argmax(tree(cifar100.standardize(pictures)), axis=1)
     assert result["num_examples"] == 230 and result["correct"] == (predictions == labels).sum()
@@ -211,16 +214,38 @@ def test_each_device_computes_its_own_branches_only():
     classes = [np.concatenate([leaf.classes for leaf in leaves]) for leaves in placed.leaves]
     assert sorted(np.concatenate(classes)) == list(range(100))
     np.testing.assert_allclose(placed(images()), tree(images()), rtol=1e-5, atol=1e-6)
-    for copy, leaves, own in zip(placed.copies, placed.leaves, classes, strict=True):
+    for leaves, own in zip(placed.leaves, classes, strict=True):
         with tf.GradientTape() as tape:
-            logits = tf.concat(copy.leaf_logits(images(), wanted=leaves), axis=1)
+            logits = tf.concat(tree.leaf_logits(images(), wanted=leaves), axis=1)
         assert logits.shape == (4, len(own))
-        grads = tape.gradient(logits, copy.trainable_variables)
+        grads = tape.gradient(logits, tree.trainable_variables)
         read = {
-            v.ref() for v, g in zip(copy.trainable_variables, grads, strict=True) if g is not None
+            v.ref() for v, g in zip(tree.trainable_variables, grads, strict=True) if g is not None
         }
-        for leaf in copy.leaves():
+        for leaf in tree.leaves():
             assert (leaf.logits.fc.weights.ref() in read) == (leaf in leaves)
+
+
+@pytest.mark.parametrize("number", [2, 3, 5])
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.7])
+def test_the_busiest_device_has_as_little_as_can_be(share, number):
+    """Of all ways to cut the row of leaves, also where the first branch is much larger."""
+    config = resnet.NetworkConfig(k=1, groups=(2, 4, 4))
+    assignment = {}
+    for name, (groups, size) in grouping.indicator_shapes(config).items():
+        bounds = np.array([share] if groups == 2 else [share / 2, share, share + (1 - share) / 2])
+        assignment[name] = np.searchsorted(np.round(bounds * size), np.arange(size), "right")
+    tree = resnet.SplitResNet(config, assignment)
+    placed, leaves = PlacedTree(tree, ["/CPU:0"] * number, hybrid=False), list(tree.leaves())
+    assert sum(placed.leaves, []) == leaves
+    busiest = []
+    for cuts in itertools.combinations_with_replacement(range(5), number - 1):
+        bounds = [0, *cuts, 4]
+        placed.leaves = [leaves[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        busiest.append(max(placed.device_flops))
+    best = PlacedTree(tree, ["/CPU:0"] * number, hybrid=False)
+    assert max(best.device_flops) == min(busiest)
+    assert sum(map(bool, best.leaves)) == min(number, 4)  # nobody idle
 
 
 def test_devices_by_tensorflows_names():

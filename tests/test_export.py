@@ -11,10 +11,12 @@ import pytest
 from conftest import ROOT, fails, grouped_net, inside, write_data
 
 import cifar100
+import export
 import objective
 import resnet
 import rundir
 import utils
+from benchmark.cases import exported_model
 from formats import files
 from utils import tf
 
@@ -251,6 +253,15 @@ def test_an_output_that_exists_is_replaced_on_request_only(saved, tmp_path):
     exported(run, "savedmodel", tmp_path / "model", "--overwrite", True)
     assert "saved_model.pb" in os.listdir(tmp_path / "model")
     assert os.listdir(tmp_path) == ["model"]
+    exported(run, "savedmodel", f"{tmp_path}/model/", "--overwrite", True)
+    exported(run, "savedmodel", f"{tmp_path}/other/")
+    assert sorted(os.listdir(tmp_path)) == ["model", "other"]
+
+
+def test_a_model_that_is_not_a_number_is_no_copy():
+    model = exported_model(1, "dense", None)
+    difference, _ = export.compare(model, lambda x: {"logits": np.full((len(x), 100), np.nan)})
+    assert np.isnan(difference)
 
 
 @pytest.mark.parametrize("form", ENGINES)

@@ -14,6 +14,7 @@ import objective
 import restore
 import resnet
 import rundir
+from experiments import publish
 
 
 def test_every_image_counts_once(data_dir):
@@ -47,7 +48,7 @@ def test_weights_alone_predict_the_same(kind, tmp_path):
     trainer = objective.Trainer(net, objective.Objective(), {"stage": "split", "seed": 3})
     trainer.steps_done.assign(7)
     whole = trainer.checkpoint.write(str(tmp_path / "model.ckpt-7"))
-    alone = restore.export_weights(whole, str(tmp_path / "weights"))
+    alone = publish.export_weights(whole, str(tmp_path / "weights"))
     assert alone == str(tmp_path / "weights" / "model.ckpt-7")
     tensors = rundir.read_checkpoint(alone)
     assert tensors["step"] == 7 and not any(name.startswith("optimizer") for name in tensors)
@@ -62,7 +63,7 @@ def test_weights_alone_cannot_go_on(data_dir, tmp_path):
     """They lack the optimizer's state, but a new run starts from them."""
     status, _, error = inside("train.py", *train_flags("baseline", tmp_path / "run", data_dir))
     assert status == 0, error
-    restore.export_weights(rundir.find_checkpoint(str(tmp_path / "run")), str(tmp_path / "alone"))
+    publish.export_weights(rundir.find_checkpoint(str(tmp_path / "run")), str(tmp_path / "alone"))
     flags = train_flags("baseline", tmp_path / "on", data_dir)
     fails("train.py", *flags, "--checkpoint", tmp_path / "alone", says="--basemodel")
     status, out, error = inside("train.py", *flags, "--basemodel", tmp_path / "alone")

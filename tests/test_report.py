@@ -50,6 +50,18 @@ def test_pictures_of_few_layers_and_many_groups():
     assert figures.superclasses([[c] for c in range(100)], DATA)
 
 
+def test_lines_where_the_learning_rate_drops():
+    def lines(rates):
+        metrics = [{"step": n, "accuracy": 0.1, "learning_rate": r, "loss": 1, "cross_entropy": 1,
+                    "l2": 1, "overlap": 0, "weight_split": 0, "uniform": 0}
+                   for n, r in enumerate(rates)]  # fmt: skip
+        left = figures.learning_curves(metrics).axes[0]
+        return [line.get_xdata()[0] for line in left.lines if len(set(line.get_xdata())) == 1]
+
+    assert lines([0.1, 0.1, 0.01, 0.01, 0.01, 0.001]) == [2, 5]
+    assert lines([0.1, 0.08, 0.06, 0.04]) == lines([0.02, 0.1, 0.1]) == []
+
+
 # ---------------------------------------------------------------- the tree
 
 

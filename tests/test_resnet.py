@@ -11,7 +11,7 @@ from conftest import ROOT, grouped_net, images, randomize
 import grouping
 import objective
 import resnet
-import rundir
+import restore
 
 REFERENCE = sorted(glob.glob(os.path.join(ROOT, "tests", "reference", "*.npz")))
 ALL_GROUPS = [(1, 1, 4), (1, 2, 2), (2, 2, 2), (3, 3, 3), (2, 4, 4), (2, 4, 8), (1, 2, 3)]
@@ -108,7 +108,7 @@ def test_reference_split(reference):
 
 def test_tensorflow_1_checkpoint():
     path = os.path.join(ROOT, "tests", "reference", "tf1_k1_2-2-2", "model.ckpt-0")
-    net, description = resnet.from_checkpoint(rundir.read_checkpoint(path))
+    net, description = restore.load_network(path)
     expected = np.load(os.path.join(ROOT, "tests", "reference", "k1_2-2-2.npz"))
     assert description["config"]["groups"] == (2, 2, 2)
     close(net(expected["images"][0]), expected["logits_eval"], 1e-5)

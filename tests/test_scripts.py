@@ -220,6 +220,10 @@ def test_pipeline_with_flags_that_override(tmp_path, data_dir):
     status, out, error = inside("report", runs, "--data_dir", data_dir)
     assert status == 0, error
     assert "No summary: the results are not of one pipeline (group_classes differ)" in out
+    config = utils.read_json(runs / "split" / "config.json")
+    config["flags"]["equal_groups"] = True  # which cuts into others than the learned ones
+    utils.write_json(runs / "split" / "config.json", config)
+    assert "No summary" not in inside("report", runs, "--data_dir", data_dir)[1]
 
 
 STUB = """#!/bin/sh
@@ -294,6 +298,14 @@ def test_quickstart_where_there_is_no_network(quickstart):
     assert ["--synthetic" in call for call in calls[:2]] == [False, True] and len(calls) == 8
     status, error, calls = quickstart(download=3)  # which is there now
     assert status == 0 and "SYNTHETIC" in error and "download" not in calls[0]
+
+
+def test_quickstart_keeps_a_download_that_was_interrupted(quickstart, tmp_path):
+    part = tmp_path / "a copy" / "data" / "cifar100" / "cifar-100-python.tar.gz.part"
+    part.parent.mkdir(parents=True)
+    part.write_text("much")
+    status, error, calls = quickstart(download=3)
+    assert (status, error, len(calls)) == (3, "", 1)
 
 
 def test_quickstart_ends_where_there_are_no_data(quickstart, tmp_path):

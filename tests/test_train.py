@@ -255,6 +255,15 @@ def test_complete_run_of_the_network_that_flags_repeat(runs, data_dir):
     refused("split", runs["split"], data_dir, says, **other)
 
 
+def test_a_tree_does_not_become_equal(runs, data_dir, tmp_path):
+    says = "is a tree of unequal groups: leave --equal_groups out"
+    tree, flags = str(shutil.copytree(runs["split"], tmp_path / "tree")), {"equal_groups": True}
+    for more in ({"max_steps": 7}, {"checkpoint": tree, "max_steps": 7}):
+        where = tree if "checkpoint" not in more else str(tmp_path / "on")
+        refused("split", where, data_dir, says, basemodel=runs["group"], **flags, **more)
+    refused("split", str(tmp_path / "new"), data_dir, says, basemodel=tree, **flags)
+
+
 def test_complete_run_on_another_division_of_the_data(runs, data_dir, tmp_path):
     other = shutil.copytree(data_dir, tmp_path / "data")
     description = utils.read_json(other / "split.json") | {"indices_sha256": "other"}
@@ -342,7 +351,7 @@ def test_grouping_starts_from_the_baselines_weights(runs):
 def test_split_starts_as_the_masked_network(runs):
     """Validation at step 0 of stage split is that of the grouped network under --mask."""
     first = records(runs["split"])[0]
-    net, _ = resnet.from_checkpoint(rundir.read_checkpoint(rundir.find_checkpoint(runs["group"])))
+    net, _ = restore.load_network(rundir.find_checkpoint(runs["group"]))
     resnet.mask(net)
     assert first["step"] == 0
     flags = utils.read_json(os.path.join(runs["split"], "config.json"))["flags"]
@@ -353,9 +362,7 @@ def test_split_starts_as_the_masked_network(runs):
 
 
 def test_split_checkpoint_describes_itself(runs):
-    tree, description = resnet.from_checkpoint(
-        rundir.read_checkpoint(rundir.find_checkpoint(runs["split"]))
-    )
+    tree, description = restore.load_network(rundir.find_checkpoint(runs["split"]))
     assert isinstance(tree, resnet.SplitResNet) and len(list(tree.leaves())) == 4
     assert description["stage"] == "split" and description["preset"] == ""
 
@@ -457,7 +464,7 @@ def test_base_models_that_do_not_fit(runs, tmp_path, data_dir):
 
 def test_empty_group(runs, tmp_path, data_dir):
     path = rundir.find_checkpoint(runs["group"])
-    net, _ = resnet.from_checkpoint(rundir.read_checkpoint(path))
+    net, _ = restore.load_network(path)
     net.alphas["q1"].assign(tf.zeros([4, 100]))
     about = {"stage": "group", "dataset": "synthetic"}
     with rundir.Run(str(tmp_path / "bad")) as bad:

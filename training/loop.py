@@ -192,10 +192,9 @@ class Loop:
         drawn = {"sharpness": figures.sharpness(self.run.metrics)}
         with contextlib.suppress(ValueError):  # a group may still be empty
             drawn["weights"] = figures.weights(net)
-            if net.config.groups[2] > 1:
-                groups = [classes.tolist() for classes in resnet.class_groups(net)]
-                data = cifar100.describe(self.flags.data_dir)
-                drawn["superclasses"] = figures.superclasses(groups, data)
+            groups = [classes.tolist() for classes in resnet.class_groups(net)]
+            data = cifar100.describe(self.flags.data_dir)
+            drawn["superclasses"] = figures.superclasses(groups, data)
         return drawn
 
     def validate(self) -> None:
@@ -253,10 +252,9 @@ def run(flags: argparse.Namespace) -> int:
     except tf.errors.OpError as error:
         if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise
-        reason = str(error).partition("\n")[0]
         raise ValueError(
             "lost another worker, which may say why: start all workers again, they go on from the "
-            f"newest checkpoint (TensorFlow: {reason})"
+            f"newest checkpoint (TensorFlow: {utils.first_line(error)})"
         ) from error
 
 
