@@ -39,7 +39,7 @@ def _flag_table() -> list[tuple]:
         ("batch_size", count, 90, STAGES, "number of images in a step"),
         ("num_residual_units", count, 2, STAGES,
          "residual blocks in each of the three stages (2: WRN-16)"),
-        ("k", _factor, 8, STAGES, "widening factor"),
+        ("k", utils.factor, 8, STAGES, "widening factor"),
         ("ngroups1", count, 1, ("group", "split"),
          "number of groups of the classifier (1: not split)"),
         ("ngroups2", count, 1, ("group", "split"), "number of groups of unit_3 (1: not split)"),
@@ -102,12 +102,6 @@ def _flag_table() -> list[tuple]:
         ("jit_compile", utils.boolean, False, STAGES, "compile the step with XLA, on one device"),
         ("preset", str, "", STAGES, "name of this set of flags, which result.json repeats"),
     ]  # fmt: skip
-
-
-def _factor(text: str) -> float:
-    """A widening factor; a whole one is an int, as it is written."""
-    value = utils.number(float, above=0)(text)
-    return int(value) if value == int(value) else value
 
 
 def _epochs(text: str) -> list[float]:

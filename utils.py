@@ -234,6 +234,12 @@ def number(kind: type, low=None, high=None, above=None, below=None) -> Callable[
     return convert
 
 
+def factor(text: str) -> float:
+    """A flag type: a widening factor; a whole one is an int, as it is written."""
+    value = number(float, above=0)(text)
+    return int(value) if value == int(value) else value
+
+
 def path(text: str) -> str:
     """A flag type: a path of this machine. `~` and `~user` are home folders in `--flag=~/x`, too,
     which the shell leaves as it is."""

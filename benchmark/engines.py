@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+import rundir
 from benchmark import frameworks
 from formats import files
 
@@ -39,7 +40,8 @@ def make_torch(k: float, batch_size: int, calls: int):
     """`calls` batches of the dense network in PyTorch, eager, of images standardized before."""
     import torch
 
-    device = frameworks.torch_device()
+    torch.set_num_threads(rundir.num_cores())
+    device = "cpu"
     net = frameworks.torch_network(k, device).eval()
     images, _ = frameworks.torch_images(batch_size, device)
 

@@ -135,6 +135,8 @@ def _peak_on_gpus(devices: Sequence[str] | None) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    if "tensorflow" not in sys.modules:
+        return 0
     from utils import tf
 
     if devices is None:

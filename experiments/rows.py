@@ -9,6 +9,9 @@ import utils
 
 RESULTS = "results"
 VARIANTS = ("S", "C", "R")
+# What seeds of a row have in common, of the flags of their last stage.
+RECIPE = ("batch_size", "initial_lr", "lr_schedule", "lr_decay", "lr_step_epoch", "momentum",
+          "nesterov", "l2_weight", "label_smoothing", "dropout_keep_prob")  # fmt: skip
 # Test error, %: (title, row, paper's with semantic, clustering, random and learned groups).
 TABLE_1 = [
     ("WRN-16-k", "baseline", None, None, None, 24.28),
@@ -44,8 +47,9 @@ def find_results(folder: str) -> dict[str, list[dict]]:
     if not results_by_row:
         raise ValueError(f"no result of a row in {folder}: make one with experiments/run.sh")
     for row, results in results_by_row.items():
-        for result in results:
-            _check_complete(result)
+        flags = [_flags_of(result) for result in results]
+        for name in RECIPE:
+            check_same(name, [{name: of.get(name)} for of in flags], f"{folder}, row {row},")
         seeds = [result["seed"] for result in results]
         for seed in set(seeds):
             if seeds.count(seed) > 1:
@@ -76,16 +80,22 @@ def is_published(result: dict) -> bool:
     return os.path.basename(os.path.dirname(result["path"])) != "eval"
 
 
-def _check_complete(result: dict) -> None:
-    """Raise ValueError unless a result is of its run's last step, in float32."""
+def _flags_of(result: dict) -> dict:
+    """Of the run of a result.
+
+    Raises:
+        ValueError: the result is not of its last step, in float32.
+    """
     run = os.path.dirname(result["path"])
     config = os.path.join(run if is_published(result) else os.path.dirname(run), "config.json")
-    steps = utils.read_json(config)["flags"]["max_steps"]
+    flags = utils.read_json(config)["flags"]
+    steps = flags["max_steps"]
     if result["step"] != steps or result["precision"] != "float32":
         raise ValueError(
             f"{result['path']} is of step {result['step']} of {steps} in {result['precision']}: "
             "run eval.py on the run again when it is complete, in float32"
         )
+    return flags
 
 
 def check_alike(results_by_row: dict[str, list[dict]], where: str) -> None:

@@ -77,12 +77,10 @@ def clustering(groups: Sequence[int], classifier: np.ndarray, seed: int) -> list
     level down.
 
     Raises:
-        ValueError: scikit-learn is not installed, or a cluster has too few classes to divide.
+        ValueError: a cluster has too few classes to divide.
     """
-    try:
-        from sklearn.cluster import SpectralClustering
-    except ImportError:
-        raise ValueError("clustering needs scikit-learn: pip install scikit-learn") from None
+    from sklearn.cluster import SpectralClustering
+
     directions = classifier / np.linalg.norm(classifier, axis=0)
     affinity = (1 + directions.T @ directions) / 2  # (classes, classes)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+import rundir
 import utils
 from formats.models import Model
 from utils import tf
@@ -88,7 +89,7 @@ def write_litert(model: Model, path: str, int8: bool = False) -> None:
 def run_litert(path: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(path)
+    interpreter = Interpreter(path, num_threads=rundir.num_cores())  # else one
     signature = interpreter.get_signature_runner()
     [name] = signature.get_input_details()
     return lambda x: signature(**{name: x})

@@ -149,7 +149,10 @@ def samples(groups: Sequence[Sequence[int]], images, labels, data: dict, per_gro
     """One image of some classes of each group; images uint8 `[N, 32, 32, 3]`."""
     figure, axes = _figure(len(groups), per_group, 10, 1.15 * len(groups))
     for number, (group, row) in enumerate(zip(groups, axes, strict=True)):
-        for place, (axis, c) in enumerate(zip(row, _spread(group, per_group), strict=True)):
+        shown = _spread(group, min(len(group), per_group))
+        for axis in row[len(shown) :]:
+            axis.set_axis_off()
+        for place, (axis, c) in enumerate(zip(row, shown, strict=False)):
             axis.imshow(images[np.flatnonzero(labels == c)[0]])
             axis.set_title(data["class_names"][c].replace("_", " "), fontsize=6.5, pad=2)
             axis.set(xticks=[], yticks=[])

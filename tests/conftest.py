@@ -12,7 +12,9 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-REAL_ARCHIVE = os.path.join(ROOT, "../shared/data/cifar-100-python.tar.xz")
+REAL_ARCHIVE = os.environ.get(  # as in quickstart.sh
+    "CIFAR100_ARCHIVE", os.path.join(ROOT, "../shared/data/cifar-100-python.tar.xz")
+)
 
 import forkserver  # noqa: E402
 import utils  # noqa: E402

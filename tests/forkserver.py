@@ -30,7 +30,7 @@ def start() -> str:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
-    start.servers = getattr(start, "servers", []) + [server]  # its stdin closes with this process
+    start.server = server  # its stdin closes with this process
     assert server.stdout.readline() == b"ready\n"
     path = os.path.join(folder, "python")
     with open(path, "w") as file:
@@ -46,9 +46,11 @@ def serve(folder: str) -> None:
 
     tf.Module  # noqa: B018, loads TensorFlow
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    server = os.getpid()
     if os.fork() == 0:  # ends the server when standard input does
         sys.stdin.read()
-        os.kill(os.getppid(), signal.SIGTERM)
+        if os.getppid() == server:
+            os.kill(server, signal.SIGTERM)
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)
     with socket.socket(socket.AF_UNIX) as listening:

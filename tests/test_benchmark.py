@@ -69,12 +69,13 @@ def test_the_whole_benchmark(monkeypatch, tmp_path):
     """Every part, as a person runs it, with fewer rows."""
     monkeypatch.setattr(benchmark, "ROWS", [benchmark.ROWS[i] for i in (0, 1, 3, 8, 9)])
     monkeypatch.setattr(benchmark, "STEPS", benchmark.STEPS[:2])
+    monkeypatch.setattr(rundir, "num_cores", lambda: 2)
     file = tmp_path / "benchmark.json"
     flags = ["--k", 1, "--batch_size", 6, "--repeats", 2, "--output_file", file]
-    status, out, error = inside("benchmark", *flags)
+    status, out, error = inside("benchmark", *flags, "--devices", "/CPU:0,/CPU:1,/CPU:2")
     assert status == 0, error
     found = utils.read_json(file)
-    assert {"hardware", "versions", "parallel", "training", "pipeline", "peers"} == found.keys()
+    assert {"hardware", "versions", "parallel", "training", "pipeline"} == found.keys()
     placed = [(r["row"], r["devices"], r["placement"]) for r in found["parallel"]]
     assert placed == [(row, number, how) for row, _, number, how, _ in benchmark.ROWS]
     for row in found["parallel"]:
@@ -86,6 +87,14 @@ def test_the_whole_benchmark(monkeypatch, tmp_path):
     assert found["pipeline"]["images_per_second_per_core"] > 10000
     assert 0 <= found["pipeline"]["wait_share"] < 1
     assert "| Deep " in out and "too few cores" in out
+    assert {(r["k"], r["repeats"], r["paper_speedup"]) for r in found["parallel"]} == {(1, 2, None)}
+    # Another part is added to what is there, but not to what another machine measured.
+    assert inside("benchmark", *flags, "--only", "pipeline")[0] == 0
+    again = utils.read_json(file)
+    assert again["parallel"] == found["parallel"] and again["pipeline"] != found["pipeline"]
+    utils.write_json(file, again | {"hardware": "another"})
+    assert inside("benchmark", *flags, "--only", "pipeline")[0] == 0
+    assert "parallel" not in utils.read_json(file)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
