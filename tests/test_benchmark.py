@@ -89,6 +89,8 @@ def test_the_whole_benchmark(monkeypatch, tmp_path):
     assert "| Deep " in out and "too few cores" in out
     assert {(r["k"], r["repeats"], r["paper_speedup"]) for r in found["parallel"]} == {(1, 2, None)}
     # Another part is added to what is there, but not to what another machine measured.
+    other = {"images_per_second_per_core": 1, "wait_share": 0.5}
+    monkeypatch.setattr(benchmark, "pipeline", lambda flags: other)
     assert inside("benchmark", *flags, "--only", "pipeline")[0] == 0
     again = utils.read_json(file)
     assert again["parallel"] == found["parallel"] and again["pipeline"] != found["pipeline"]
