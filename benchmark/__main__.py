@@ -137,7 +137,6 @@ def parallel(flags: argparse.Namespace) -> Iterator[dict]:
             cases.make_inference, net, used, how, precision, batch_size, threads=threads
         )
 
-    about = {"k": flags.k, "repeats": flags.repeats}
     for precision in flags.precision:
         with timed(*rows[0][1:4], precision) as baseline:
             for row, net, number, how, paper in rows:
@@ -160,7 +159,9 @@ def parallel(flags: argparse.Namespace) -> Iterator[dict]:
                     "ideal_speedup": baseline.about["flops"] / max(stats["device_flops"]),
                     "paper_speedup": paper if flags.k == 8 else None,
                     "device_memory": memory_per_device(stats, used),
-                } | about
+                    "k": flags.k,
+                    "repeats": flags.repeats,
+                }
 
 
 def memory_per_device(stats: dict, devices: Sequence[str]) -> float:

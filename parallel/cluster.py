@@ -15,8 +15,7 @@ from typing import NoReturn
 
 import grpc
 
-import utils
-from utils import program, tf
+from utils import first_line, program, tf
 
 PATIENCE = 20  # seconds without an answer after which another machine counts as lost
 
@@ -32,7 +31,7 @@ def serve(port: int) -> None:
         server = tf.distribute.Server({"worker": [f"localhost:{port}"]}, "worker", 0)
     except tf.errors.OpError as error:
         raise ValueError(
-            f"port {port} cannot be used ({utils.first_line(error)}): name another with --worker"
+            f"port {port} cannot be used ({first_line(error)}): name another with --worker"
         ) from None
     devices = ", ".join(device.name for device in tf.config.list_logical_devices())
     print(f"serving {devices} on port {port}; Ctrl-C ends it", flush=True)

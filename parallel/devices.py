@@ -10,9 +10,8 @@ import socket
 import time
 from collections.abc import Sequence
 
-import utils
 from parallel import cluster
-from utils import tf
+from utils import first_line, tf
 
 PLACEMENTS = ("single", "branch", "hybrid")  # of a tree
 START_PATIENCE = 600  # seconds for the other workers of TF_CONFIG to be started
@@ -91,7 +90,7 @@ def strategy(names: Sequence[str]) -> tf.distribute.Strategy | None:
         ):
             return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
-        raise _unusable(utils.first_line(error)) from None
+        raise _unusable(first_line(error)) from None
 
 
 def read_tf_config() -> tuple[dict[str, list[str]], str, int] | None:
