@@ -164,6 +164,7 @@ def training_batches(
         )
     images, labels = tf.constant(images), tf.constant(labels)
 
+    @tf.autograph.experimental.do_not_convert
     def batch(step):
         indices = batch_indices(step, batch_size, num_images, seed)
         pictures = augment(tf.gather(images, indices), seed, step)
@@ -179,6 +180,7 @@ def share_out(
     """A worker's shares of every batch: one element for each of its replicas, in their order."""
     own = num_replicas // num_workers
 
+    @tf.autograph.experimental.do_not_convert
     def shares(*tensors):
         return tuple(
             tf.reshape(x, [num_replicas, -1, *x.shape[1:]])[worker * own : (worker + 1) * own]
@@ -190,5 +192,10 @@ def share_out(
 
 def evaluation_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
     """Every image once, in order, standardized; the last batch may be smaller."""
+
+    @tf.autograph.experimental.do_not_convert
+    def batch(pictures, targets):
+        return standardize(pictures), targets
+
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)
-    return dataset.map(lambda x, y: (standardize(x), y), num_parallel_calls=2).prefetch(2)
+    return dataset.map(batch, num_parallel_calls=2).prefetch(2)

@@ -42,7 +42,7 @@ def predictor(net, precision: str = "float32", jit_compile: bool = False):
     images_spec = tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3])
     signature = [images_spec, tf.TensorSpec([None], tf.int32)]
 
-    @tf.function(input_signature=signature, jit_compile=jit_compile)
+    @tf.function(input_signature=signature, autograph=False, jit_compile=jit_compile)
     def predict(images, labels):
         logits = net(tf.cast(images, tf.as_dtype(precision)))
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)

@@ -89,7 +89,7 @@ class Trainer(tf.Module):
             )
         self._update = self._replica_step
         if jit_compile:
-            self._update = tf.function(self._replica_step, jit_compile=True)
+            self._update = tf.function(self._replica_step, autograph=False, jit_compile=True)
         self.steps_done = tf.Variable(0, dtype=tf.int64)
         # Sums of the metrics, and the number of steps, since the last line of progress.
         self.totals = tf.Variable(tf.zeros(len(METRICS) + 1))
@@ -147,7 +147,7 @@ class Trainer(tf.Module):
         loss += sum(gamma * terms[name] for gamma, name in zip(gammas, TERMS, strict=True))
         return {"loss": loss, "cross_entropy": cross_entropy, "l2": l2} | terms
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(self, images, labels, learning_rate, growth=1.0) -> tf.Tensor:
         """One update with gamma2 times `growth`; returns its METRICS, float32 `[7]`.
 
@@ -182,7 +182,7 @@ class Trainer(tf.Module):
         metrics["accuracy"] = tf.reduce_mean(tf.cast(hits, tf.float32))
         return tf.stack([metrics[name] for name in METRICS])
 
-    @tf.function
+    @tf.function(autograph=False)
     def total(self, number: tf.Tensor) -> tf.Tensor:
         """Sum of the workers' numbers (float32 scalars), for what they have to agree upon."""
         return self.strategy.reduce(

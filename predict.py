@@ -119,8 +119,9 @@ def load_classifier(flags: argparse.Namespace):
     for number, classes in enumerate(resnet.class_groups(net)):
         branch_of[classes] = number
     place = tree.place(net, [], "single")
+    spec = tf.TensorSpec([None, None, None, 3], tf.uint8)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
+    @tf.function(input_signature=[spec], autograph=False)
     def classify(images):
         return tf.nn.softmax(place(cifar100.standardize(images)))
 

@@ -28,7 +28,7 @@ class Model:
         name, dtype, shape = self.inputs
         spec = tf.TensorSpec(shape, tf.as_dtype(dtype), name)
 
-        @tf.function(input_signature=[spec])
+        @tf.function(input_signature=[spec], autograph=False)
         def call(x):
             values = self.function(x)
             return {n: tf.identity(v, n) for n, v in zip(self.outputs, values, strict=True)}
