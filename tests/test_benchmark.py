@@ -64,7 +64,6 @@ def test_equal_groups_are_equal():
         assert sizes.max() - sizes.min() <= 1, name
 
 
-@pytest.mark.alone
 def test_the_whole_benchmark(monkeypatch, tmp_path):
     """Every part, as a person runs it, with fewer rows."""
     monkeypatch.setattr(benchmark, "ROWS", [benchmark.ROWS[i] for i in (0, 1, 3, 8, 9)])
@@ -84,7 +83,7 @@ def test_the_whole_benchmark(monkeypatch, tmp_path):
     assert found["parallel"][3]["groups"] == "2-2-2"
     assert [(r["stage"], r["k"]) for r in found["training"]] == [("baseline", 1), ("group", 1)]
     assert found["training"][0]["seconds_per_step"] > 0
-    assert found["pipeline"]["images_per_second_per_core"] > 10000
+    assert found["pipeline"]["images_per_second_per_core"] > 0
     assert 0 <= found["pipeline"]["wait_share"] < 1
     assert "| Deep " in out and "too few cores" in out
     assert {(r["k"], r["repeats"], r["paper_speedup"]) for r in found["parallel"]} == {(1, 2, None)}
@@ -97,6 +96,12 @@ def test_the_whole_benchmark(monkeypatch, tmp_path):
     utils.write_json(file, again | {"hardware": "another"})
     assert inside("benchmark", *flags, "--only", "pipeline")[0] == 0
     assert "parallel" not in utils.read_json(file)
+
+
+@pytest.mark.alone
+def test_one_core_prepares_ten_thousand_images_a_second():
+    with timing.TimedProcess(cases.make_pipeline, 90, 20, threads=(1, 1)) as alone:
+        assert 20 * 90 / min(alone.seconds() for _ in range(3)) > 10000
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

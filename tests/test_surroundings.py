@@ -123,6 +123,8 @@ def test_a_run_with_all_of_them_at_once(tmp_path, data_dir):
     settings = {key: value for one in OTHERS.values() for key, value in one.items()}
     del settings["PYTHONWARNINGS"]  # after the import, warnings are a person's to be strict about
     settings |= {"KERAS_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    # TensorFlow without its docstrings is compiled once, not once a process.
+    settings |= {"PYTHONPYCACHEPREFIX": str(tmp_path / "compiled"), "PYTHONDONTWRITEBYTECODE": ""}
     flags = train_flags("group", tmp_path / "run", data_dir, max_steps=2)
     done = python("train.py", *flags, env=environment(**settings))
     assert done.returncode == 0 and done.stderr == "", done.stderr

@@ -101,6 +101,9 @@ def test_features_are_shared_out_in_proportion_to_classes(groups, k):
     resnet.SplitResNet(config, assignment)  # which accepts it
 
 
+NGROUPS = {"ngroups1": 4, "ngroups2": 4, "ngroups3": 2}
+
+
 def write_variant(kind, folder, data_dir, *flags):
     """A file of groups, by the command."""
     file = folder / f"{kind}.json"
@@ -110,39 +113,53 @@ def write_variant(kind, folder, data_dir, *flags):
     return file
 
 
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory, data_dir):
+    run = tmp_path_factory.mktemp("runs") / "baseline"
+    status, _, error = inside("train.py", *train_flags("baseline", run, data_dir, max_steps=2))
+    assert status == 0, error
+    return run
+
+
+def cut(base, run, data_dir, **flags):
+    """Stage split of a baseline by given groups, or on from such a run; result.json."""
+    status, _, error = inside(
+        "train.py", *train_flags("split", run, data_dir, basemodel=base, **flags)
+    )
+    assert status == 0, error
+    return utils.read_json(run / "result.json")
+
+
 @pytest.mark.parametrize("kind", variants.KINDS)
-def test_a_baseline_is_cut_into_given_groups(kind, data_dir, tmp_path):
+def test_a_baseline_is_cut_into_given_groups(kind, baseline, data_dir, tmp_path):
     if kind == "clustering":
         pytest.importorskip("sklearn")
-    base = tmp_path / "baseline"
-    status, _, error = inside("train.py", *train_flags("baseline", base, data_dir, max_steps=2))
-    assert status == 0, error
     flags = ["--groups", "2-4-4", "--seed", 3]
-    flags += ["--basemodel", base] if kind == "clustering" else []
+    flags += ["--basemodel", baseline] if kind == "clustering" else []
     file = write_variant(kind, tmp_path, data_dir, *flags)
-    flags = {"ngroups1": 4, "ngroups2": 4, "ngroups3": 2, "basemodel": base, "groups": file}
-    for steps in (2, 4, 4):  # and goes on, and is complete
-        run = train_flags("split", tmp_path / kind, data_dir, max_steps=steps, **flags)
-        status, _, error = inside("train.py", *run)
-        assert status == 0, error
-    result = utils.read_json(tmp_path / kind / "result.json")
+    run = tmp_path / "tree"
+    result = cut(baseline, run, data_dir, groups=file, max_steps=1, **NGROUPS)
     assert result["groups"] == "2-4-4" and result["class_groups"] == kind
     check([np.array(group) for group in result["group_classes"]], 4)
     if kind == "random":
         expected = variants.random(4, 100, seed=3)
         assert result["group_classes"] == [group.tolist() for group in expected]
-    # Whose groups they are does not change with the flags of a later start.
+
+
+def test_a_tree_of_given_groups_goes_on(baseline, data_dir, tmp_path):
+    """Whose groups they are does not change with the flags of a later start."""
+    file = write_variant("semantic", tmp_path, data_dir, "--groups", "2-4-4")
+    run, flags = tmp_path / "tree", NGROUPS | {"groups": file}
+    for steps in (2, 4, 4):  # and goes on, and is complete
+        assert cut(baseline, run, data_dir, max_steps=steps, **flags)["step"] == steps
     numbers = [[*range(c, 100, 4)] for c in range(4)]
     (tmp_path / "other.json").write_text(json.dumps(numbers))
     for steps in (4, 6):
-        others = flags | {"groups": tmp_path / "other.json", "max_steps": steps}
-        other = train_flags("split", tmp_path / kind, data_dir, **others)
+        others = flags | {"basemodel": baseline, "groups": tmp_path / "other.json"}
+        other = train_flags("split", run, data_dir, max_steps=steps, **others)
         fails("train.py", *other, says="is of other groups than those in")
-    for base, to in ((flags["basemodel"], tmp_path / kind), (tmp_path / kind, tmp_path / "on")):
-        on = train_flags("split", to, data_dir, max_steps=6, basemodel=base)
-        status, _, error = inside("train.py", *on)
-        assert status == 0, error
-        assert utils.read_json(to / "result.json")["class_groups"] == kind
+    for base, to in ((baseline, run), (run, tmp_path / "on")):
+        assert cut(base, to, data_dir, max_steps=6)["class_groups"] == "semantic"
 
 
 NAMES = ["apple", "bear", "cup", "dog"]
