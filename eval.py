@@ -76,10 +76,12 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--devices",
-        default="",
+        type=utils.names,
+        default=[],
         help="such as /GPU:0,/GPU:1 (default: all GPUs for a tree, else the first device)",
     )
-    add("--cluster", default="", help="compute on the workers at host:port,host:port instead")
+    add("--cluster", type=utils.names, default=[],
+        help="compute on the workers at host:port,host:port instead")  # fmt: skip
     add("--worker", type=utils.number(int, low=1, high=2**16 - 1), metavar="PORT",
         help="serve this machine to --cluster on a port; takes no other flag")  # fmt: skip
     add(
@@ -89,8 +91,6 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         help="also write a pickle: accuracy, confusion_matrix, test_time, sec_per_image",
     )
     flags = parser.parse_args(argv)
-    flags.devices = [name for name in flags.devices.split(",") if name]
-    flags.cluster = [address for address in flags.cluster.split(",") if address]
     _check_flags(parser, flags)
     return flags
 
@@ -101,7 +101,7 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace) -> None:
         if any(
             value != parser.get_default(name)
             for name, value in vars(flags).items()
-            if name != "worker" and value != []
+            if name != "worker"
         ):
             parser.error("--worker takes no other flag: name the checkpoint where --cluster is")
         return

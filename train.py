@@ -51,7 +51,7 @@ def _flag_table() -> list[tuple]:
         ("l2_weight", weight, 1e-4, STAGES, "weight decay, the lambda of eq. (1)"),
         ("gamma1", weight, 1.0, grouped, "weight of overlap (R_D, eq. 5): makes groups disjoint"),
         ("gamma2", weight, 1.0, grouped, "weight of weight_split (R_W, eq. 4): empties the cut"),
-        ("gamma2_step_epoch", _epochs, "", grouped, "epochs at which gamma2 grows, such as 10"),
+        ("gamma2_step_epoch", _epochs, [], grouped, "epochs at which gamma2 grows, such as 10"),
         ("gamma2_growth", positive, 10.0, grouped, "factor by which gamma2 grows each time"),
         ("gamma3", weight, 10.0, grouped, "weight of uniform (R_E, eq. 6): balances the groups"),
         ("dropout_keep_prob", utils.number(float, above=0, high=1), 1.0, STAGES,
@@ -65,7 +65,7 @@ def _flag_table() -> list[tuple]:
         ("weighted_group_loss", utils.boolean, True, grouped,
          "weight each layer's R_W by its own value, instead of all layers alike"),
         ("initial_lr", positive, 0.1, STAGES, "learning rate at first, after the warm-up"),
-        ("lr_step_epoch", _epochs, "", STAGES,
+        ("lr_step_epoch", _epochs, [], STAGES,
          "epochs at which the learning rate of schedule step drops, such as 240,300"),
         ("lr_decay", utils.number(float, above=0, high=1), 0.1, STAGES,
          "factor by which the learning rate of schedule step drops each time"),
@@ -98,7 +98,8 @@ def _flag_table() -> list[tuple]:
         ("group_lr_scale", positive, 1.0, grouped, "factor of the learning rate of the alphas"),
         ("group_equal_growth", utils.boolean, False, grouped,
          "let groups grow alike, few or many, of a small or a large layer"),
-        ("devices", str, "", STAGES, "share each batch out over devices, such as /GPU:0,/GPU:1"),
+        ("devices", utils.names, [], STAGES,
+         "share each batch out over devices, such as /GPU:0,/GPU:1"),
         ("jit_compile", utils.boolean, False, STAGES, "compile the step with XLA, on one device"),
         ("preset", str, "", STAGES, "name of this set of flags, which result.json repeats"),
     ]  # fmt: skip
@@ -123,7 +124,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = utils.FlagParser(__doc__, needed=("stage", "train_dir"))
     parser.add_argument("--stage", choices=STAGES, help=" | ".join(STAGES))
     for name, kind, default, stages, text in table:
-        shown = f" (default: {default})" if default not in (None, "") else ""
+        shown = f" (default: {default})" if default not in (None, "", []) else ""
         only = f" [{' and '.join(stages)} only]" if stages != STAGES else ""
         # None tells a flag that was not given.
         optional = {"nargs": "?", "const": True} if kind is utils.boolean else {}
@@ -137,7 +138,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
                 + " or ".join(stages)
             )
         if name not in given:
-            setattr(flags, name, [] if name.endswith("_step_epoch") else default)
+            setattr(flags, name, default)
     _check_flags(parser, flags, given)
     return flags
 
@@ -147,7 +148,6 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
     if flags.precision not in utils.PRECISIONS:
         known = " or ".join(utils.PRECISIONS)
         parser.error(f"--precision must be {known}, got {flags.precision!r}")
-    flags.devices = [name for name in flags.devices.split(",") if name]
     if flags.jit_compile and (len(flags.devices) > 1 or devices.read_tf_config()):
         several = "--devices" if flags.devices else "TF_CONFIG"
         parser.error(f"--jit_compile compiles for one device: leave it or {several} out")

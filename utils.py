@@ -240,6 +240,11 @@ def factor(text: str) -> float:
     return int(value) if value == int(value) else value
 
 
+def names(text: str) -> list[str]:
+    """A flag type: `'/GPU:0,/GPU:1'` -> `['/GPU:0', '/GPU:1']`."""
+    return [name for name in text.split(",") if name]
+
+
 def path(text: str) -> str:
     """A flag type: a path of this machine. `~` and `~user` are home folders in `--flag=~/x`, too,
     which the shell leaves as it is."""

@@ -66,13 +66,21 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Flags of a benchmark; a mistake ends the program with one line."""
     parser = utils.FlagParser(__doc__)
     add, count = parser.add_argument, utils.number(int, low=1)
-    add("--only", default="", help=f"one or some of {','.join(PARTS)} (default: all)")
-    add("--devices", default="", help="of part parallel (default: the GPUs, else logical CPUs)")
+    add(
+        "--only",
+        type=utils.names,
+        default=[],
+        help=f"one or some of {','.join(PARTS)} (default: all)",
+    )
+    add("--devices", type=utils.names, default=[],
+        help="of part parallel (default: the GPUs, else logical CPUs)")  # fmt: skip
     add("--k", type=utils.factor, default=8, help="widening factor (default: 8)")
     add("--batch_size", type=count, help="images (default: 100 in part parallel, else 90)")
     add("--repeats", type=count, default=5, help="timed turns of each (default: 5)")
-    add("--precision", default="float32", help="float32 or bfloat16, or both, with a comma")
-    add("--peer", default="", help="also compare the step of stage baseline with keras,torch")
+    add("--precision", type=utils.names, default="float32",
+        help="float32 or bfloat16, or both, with a comma (part pipeline: the first)")  # fmt: skip
+    add("--peer", type=utils.names, default=[],
+        help="also compare the step of stage baseline with keras,torch")  # fmt: skip
     add(
         "--checkpoint",
         type=utils.path,
@@ -91,14 +99,12 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         ("precision", utils.PRECISIONS),
         ("peer", frameworks.STEPS),
     ]:
-        given = [word for word in getattr(flags, name).split(",") if word]
+        given = getattr(flags, name)
         if set(given) - set(known) or (name == "precision" and not given):
-            parser.error(f"--{name} takes {', '.join(known)}, got {getattr(flags, name)!r}")
-        setattr(flags, name, given)
+            parser.error(f"--{name} takes {', '.join(known)}, got {','.join(given)!r}")
     if not flags.only:
         flags.only = [] if flags.peer else [part for part in PARTS if part != "engines"]
     flags.output_file = flags.output_file or ("benchmark.json" if flags.only else "peers.json")
-    flags.devices = [name for name in flags.devices.split(",") if name]
     for name in ("devices", "checkpoint"):
         if getattr(flags, name) and "parallel" not in flags.only:
             parser.error(f"--{name} has no effect without part parallel: add --only parallel")
