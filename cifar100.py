@@ -164,7 +164,7 @@ def training_batches(
         )
     images, labels = tf.constant(images), tf.constant(labels)
 
-    @tf.autograph.experimental.do_not_convert
+    @tf.autograph.experimental.do_not_convert  # it has no control flow (so below)
     def batch(step):
         indices = batch_indices(step, batch_size, num_images, seed)
         pictures = augment(tf.gather(images, indices), seed, step)

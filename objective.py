@@ -147,6 +147,7 @@ class Trainer(tf.Module):
         loss += sum(gamma * terms[name] for gamma, name in zip(gammas, TERMS, strict=True))
         return {"loss": loss, "cross_entropy": cross_entropy, "l2": l2} | terms
 
+    # Its control flow is Python's own: AutoGraph would only take time to find nothing to convert.
     @tf.function(autograph=False)
     def step(self, images, labels, learning_rate, growth=1.0) -> tf.Tensor:
         """One update with gamma2 times `growth`; returns its METRICS, float32 `[7]`.

@@ -1,5 +1,6 @@
 """The benchmark, its timed processes, and what the devices have to do by FLOPs."""
 
+import statistics
 import subprocess
 import sys
 
@@ -100,8 +101,8 @@ def test_the_whole_benchmark(monkeypatch, tmp_path):
 
 @pytest.mark.alone
 def test_one_core_prepares_ten_thousand_images_a_second():
-    with timing.TimedProcess(cases.make_pipeline, 90, 20, threads=(1, 1)) as alone:
-        assert 20 * 90 / min(alone.seconds() for _ in range(3)) > 10000
+    with timing.TimedProcess(cases.make_pipeline, 6, 20, threads=(1, 1)) as alone:
+        assert 20 * 6 / statistics.median(alone.seconds() for _ in range(2)) > 10000
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
