@@ -12,6 +12,9 @@ VARIANTS = ("S", "C", "R")
 # What seeds of a row have in common, of the flags of their last stage.
 RECIPE = ("batch_size", "initial_lr", "lr_schedule", "lr_decay", "lr_step_epoch", "momentum",
           "nesterov", "l2_weight", "label_smoothing", "dropout_keep_prob")  # fmt: skip
+# And of the flags of the grouping that a learned tree was cut from.
+GROUPING = (*RECIPE, "max_steps", "gamma1", "gamma2", "gamma2_step_epoch", "gamma2_growth",
+            "gamma3", "weighted_group_loss", "group_lr_scale", "group_equal_growth")  # fmt: skip
 # Test error, %: (title, row, paper's with semantic, clustering, random and learned groups).
 TABLE_1 = [
     ("WRN-16-k", "baseline", None, None, None, 24.28),
@@ -47,9 +50,13 @@ def find_results(folder: str) -> dict[str, list[dict]]:
     if not results_by_row:
         raise ValueError(f"no result of a row in {folder}: make one with experiments/run.sh")
     for row, results in results_by_row.items():
-        flags = [_flags_of(result) for result in results]
-        for name in RECIPE:
-            check_same(name, [{name: of.get(name)} for of in flags], f"{folder}, row {row},")
+        for result in results:
+            _check_complete(result)
+        for grouping, names in [(False, RECIPE), (True, GROUPING)]:
+            flags = [flags_of(result, grouping) for result in results]
+            where = f"{folder}, row {row}{', grouping' if grouping else ''},"
+            for name in names:
+                check_same(name, [{name: of.get(name)} for of in flags], where)
         seeds = [result["seed"] for result in results]
         for seed in set(seeds):
             if seeds.count(seed) > 1:
@@ -80,22 +87,22 @@ def is_published(result: dict) -> bool:
     return os.path.basename(os.path.dirname(result["path"])) != "eval"
 
 
-def _flags_of(result: dict) -> dict:
-    """Of the run of a result.
+def flags_of(result: dict, grouping: bool = False) -> dict:
+    """Flags of a result's run, or of the grouping that its tree was cut from ({} if none was)."""
+    run, group = ("", "group") if is_published(result) else ("..", "../../group")
+    folder = os.path.join(os.path.dirname(result["path"]), group if grouping else run)
+    config = os.path.join(folder, "config.json")
+    return {} if grouping and not os.path.exists(config) else utils.read_json(config)["flags"]
 
-    Raises:
-        ValueError: the result is not of its last step, in float32.
-    """
-    run = os.path.dirname(result["path"])
-    config = os.path.join(run if is_published(result) else os.path.dirname(run), "config.json")
-    flags = utils.read_json(config)["flags"]
-    steps = flags["max_steps"]
+
+def _check_complete(result: dict) -> None:
+    """Raise ValueError unless a result is of the last step of its run, in float32."""
+    steps = flags_of(result)["max_steps"]
     if result["step"] != steps or result["precision"] != "float32":
         raise ValueError(
             f"{result['path']} is of step {result['step']} of {steps} in {result['precision']}: "
             "run eval.py on the run again when it is complete, in float32"
         )
-    return flags
 
 
 def check_alike(results_by_row: dict[str, list[dict]], where: str) -> None:

@@ -30,7 +30,7 @@ from experiments.rows import (
     TABLE_2,
     VARIANTS,
     find_results,
-    is_published,
+    flags_of,
     is_tree,
 )
 
@@ -211,19 +211,12 @@ def _notes(results_by_row: dict[str, list[dict]]) -> str:
     low = [
         row
         for row in ROWS
-        if any(_trained_in(r) == "bfloat16" for r in results_by_row.get(row, []))
+        if any(flags_of(r)["precision"] == "bfloat16" for r in results_by_row.get(row, []))
     ]
     if low:
         which = "all rows" if len(low) == len(results_by_row) else ", ".join(low)
         notes.append(f"Trained in bfloat16 and evaluated in float32: {which}.")
     return " ".join(notes)
-
-
-def _trained_in(result: dict) -> str:
-    """The precision of a row's last stage."""
-    run = os.path.dirname(result["path"])
-    run = run if is_published(result) else os.path.dirname(run)
-    return utils.read_json(os.path.join(run, "config.json"))["flags"]["precision"]
 
 
 def page(results_by_row: dict[str, list[dict]]) -> str:

@@ -247,6 +247,18 @@ def test_results_that_do_not_belong_together(change, says, made, tmp_path):
         rows.find_results(str(tmp_path))
 
 
+def test_seeds_of_a_row_share_their_grouping(published, tmp_path):
+    for place, seed, gamma in [("deep_2-2-2", 0, 1.0), ("deep_2-2-2/seed1", 1, 0.4)]:
+        published(place, seed=seed)
+        group = tmp_path / place / "group"
+        group.mkdir()
+        utils.write_json(group / "config.json", {"flags": {"gamma1": 1.0, "gamma3": gamma}})
+    with pytest.raises(ValueError, match=r"deep_2-2-2, grouping, mixes gamma3s \(0.4, 1.0\)"):
+        rows.find_results(str(tmp_path))
+    utils.write_json(group / "config.json", {"flags": {"gamma1": 1.0, "gamma3": 1.0}})
+    assert len(rows.find_results(str(tmp_path))["deep_2-2-2"]) == 2
+
+
 def test_publishing_what_is_published_or_differs(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(made / "seed0" / "narrow", tmp_path / "runs" / "narrow")
