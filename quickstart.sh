@@ -23,7 +23,7 @@ source "$HERE/presets.sh"
 make_environment() { # REQUIREMENTS ... -> PYTHON
     local base=${PYTHON:-python3} venv=$HERE/.venv
     local unfinished=$venv/.unfinished # is there while 'python -m venv' works, and if it failed
-    local recent='import sys; sys.exit(sys.version_info < (3, 10))'
+    local fits='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' # TensorFlow 2.21
     local again="move it away (mv '$venv' '$venv-old') and run this again"
     local stamp stamped=$venv/stamp-$#
     stamp=$(cat "$@" | cksum)
@@ -35,8 +35,8 @@ make_environment() { # REQUIREMENTS ... -> PYTHON
         return 0
     fi
     if [ -e "$unfinished" ] || [ -z "$(ls -A "$venv" 2>/dev/null)" ]; then
-        "$base" -c "$recent" 2>/dev/null ||
-            fail "Python 3.10 or newer is needed; '$base' is missing or older: set PYTHON" 1
+        "$base" -c "$fits" 2>/dev/null ||
+            fail "Python 3.10 to 3.13 is needed, and '$base' is missing or another: set PYTHON" 1
         echo "making .venv"
         { mkdir -p "$venv" && : >"$unfinished" && rm -rf "${venv:?}"/*; } 2>/dev/null ||
             fail "$venv cannot be made: make $HERE writable" 1
@@ -44,8 +44,8 @@ make_environment() { # REQUIREMENTS ... -> PYTHON
             fail "'$base -m venv' failed: see above (Debian and Ubuntu need python3-venv)" 1
         rm -f "$unfinished"
     fi
-    "$PYTHON" -c "$recent" 2>/dev/null ||
-        fail "$PYTHON does not run, or is older than Python 3.10: $again" 1
+    "$PYTHON" -c "$fits" 2>/dev/null ||
+        fail "$PYTHON does not run, or is not Python 3.10 to 3.13: $again" 1
     # Where everything is there, this needs neither a network nor a place to write to.
     if ! "${install[@]}" --no-index >/dev/null 2>&1; then
         [ -w "$venv" ] || fail "$venv is read-only and not complete: make it writable, or $again" 1

@@ -15,6 +15,8 @@ RECIPE = ("batch_size", "initial_lr", "lr_schedule", "lr_decay", "lr_step_epoch"
 # And of the flags of the grouping that a learned tree was cut from.
 GROUPING = (*RECIPE, "max_steps", "gamma1", "gamma2", "gamma2_step_epoch", "gamma2_growth",
             "gamma3", "weighted_group_loss", "group_lr_scale", "group_equal_growth")  # fmt: skip
+# What runs did that are older than these flags.
+OLDER = {"lr_schedule": "step", "nesterov": False, "label_smoothing": 0.0}
 # Test error, %: (title, row, paper's with semantic, clustering, random and learned groups).
 TABLE_1 = [
     ("WRN-16-k", "baseline", None, None, None, 24.28),
@@ -92,7 +94,9 @@ def flags_of(result: dict, grouping: bool = False) -> dict:
     run, group = ("", "group") if is_published(result) else ("..", "../../group")
     folder = os.path.join(os.path.dirname(result["path"]), group if grouping else run)
     config = os.path.join(folder, "config.json")
-    return {} if grouping and not os.path.exists(config) else utils.read_json(config)["flags"]
+    if grouping and not os.path.exists(config):
+        return {}
+    return OLDER | utils.read_json(config)["flags"]
 
 
 def _check_complete(result: dict) -> None:

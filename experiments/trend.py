@@ -1,8 +1,8 @@
 """How a tree's gap to its baseline goes with the width k: a table, and a figure over 1/k.
 
-    python -m experiments.trend --output_file docs/trend.png
+    python -m experiments.trend results/trend/k4 --output_file trend.png
 
-takes the rows of results/ and of every width in results/trend/ (`python -m experiments.publish
+takes the published rows of each width that is named (`python -m experiments.publish
 runs/cpu-k2/table --results results/trend/k2`). The law that is tested says that the gap is c / k
 with one c for each row: a saving of weights costs in proportion to 1/k.
 """

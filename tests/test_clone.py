@@ -283,7 +283,7 @@ def test_environment_that_does_not_run_is_left_alone(python, checkout):
     elif python == "dangling":
         (venv / "bin" / "python").symlink_to("/nowhere/python3")
     before = sorted(checkout.rglob("*"))
-    quickstart(checkout, says="does not run, or is older than Python 3.10: move it away (mv ")
+    quickstart(checkout, says="does not run, or is not Python 3.10 to 3.13: move it away (mv ")
     assert sorted(checkout.rglob("*")) == before
 
 
@@ -297,13 +297,16 @@ def test_environment_that_was_not_finished_is_mended(checkout):
     quickstart(checkout)
 
 
-def test_checkout_that_is_read_only_or_python_that_is_old(checkout, tmp_path):
-    old = tmp_path / "old"
-    old.write_text("#!/bin/sh\nexit 1\n")
-    old.chmod(0o755)
+def test_checkout_that_is_read_only_or_another_python(checkout, tmp_path):
     command = ("bash", checkout / "quickstart.sh", "--synthetic")
-    for python in (str(old), "no-such-python"):
-        fails(*command, says="Python 3.10 or newer is needed", status=1, cwd="/", PYTHON=python)
+    others = []
+    for version in [(3, 9), (3, 14)]:
+        others.append(tmp_path / f"python{version[1]}")
+        says = f"import sys; sys.version_info = {version}; exec(sys.argv[1])"
+        others[-1].write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{says}' \"$2\"\n")
+        others[-1].chmod(0o755)
+    for python in (*map(str, others), "no-such-python"):
+        fails(*command, says="Python 3.10 to 3.13 is needed", status=1, cwd="/", PYTHON=python)
     assert not (checkout / ".venv").exists()
     bound = subprocess.run(["mount", "--bind", "-o", "ro", checkout, checkout], capture_output=True)
     if bound.returncode:

@@ -259,6 +259,18 @@ def test_seeds_of_a_row_share_their_grouping(published, tmp_path):
     assert len(rows.find_results(str(tmp_path))["deep_2-2-2"]) == 2
 
 
+def test_seeds_older_than_a_flag_did_what_it_leaves_alone(published, tmp_path):
+    published("baseline", seed=0)
+    published("baseline/seed1", seed=1)
+    newer = tmp_path / "baseline" / "seed1" / "config.json"
+    flags = utils.read_json(newer)["flags"]
+    utils.write_json(newer, {"flags": flags | {"lr_schedule": "step", "nesterov": False}})
+    assert len(rows.find_results(str(tmp_path))["baseline"]) == 2
+    utils.write_json(newer, {"flags": flags | {"lr_schedule": "linear"}})
+    with pytest.raises(ValueError, match=r"mixes lr_schedules \(linear, step\)"):
+        rows.find_results(str(tmp_path))
+
+
 def test_publishing_what_is_published_or_differs(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(made / "seed0" / "narrow", tmp_path / "runs" / "narrow")
