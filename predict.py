@@ -156,16 +156,16 @@ def main(argv: Sequence[str]) -> int:
     shows_progress = len(paths) > MANY and sys.stderr.isatty()
     failed = 0
     for start in range(0, len(paths), flags.batch_size):
-        pictures = {}
+        pictures = []
         for path in paths[start : start + flags.batch_size]:
             try:
-                pictures[path] = read_picture(path)
+                pictures.append((path, read_picture(path)))
             except ValueError as error:
                 failed += 1
                 print(f"predict.py: {' '.join(str(error).split())}", file=sys.stderr)
         if pictures:
-            probabilities = classify(np.stack(list(pictures.values()))).numpy()
-            for path, row in zip(pictures, probabilities, strict=True):
+            probabilities = classify(np.stack([picture for _, picture in pictures])).numpy()
+            for (path, _), row in zip(pictures, probabilities, strict=True):
                 report(path, best_classes(row, names, branch_of), flags.json)
         if shows_progress:
             done = min(start + flags.batch_size, len(paths))

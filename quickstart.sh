@@ -59,6 +59,7 @@ make_environment() { # REQUIREMENTS ... -> PYTHON
 
 if [ "${1:-}" = --setup ]; then # what test.sh does first
     shift
+    [ $# -gt 0 ] || fail "--setup needs files of requirements"
     make_environment "$@"
     exit 0
 fi

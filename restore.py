@@ -487,7 +487,7 @@ def _changed_flags(config: dict, flags: argparse.Namespace, besides=()) -> list[
 
 
 def print_changed_flags(path: str, flags: argparse.Namespace, step: int, num_images: int) -> None:
-    """Tell which flags are not those of the run's last start.
+    """Tell which flags are not those of the run's newest checkpoint.
 
     Args:
         path: of its config.json.
@@ -502,7 +502,7 @@ def print_changed_flags(path: str, flags: argparse.Namespace, step: int, num_ima
     for change in _changed_flags(config, flags):
         print(f"changed since the last start: {change}")
     sizes = config.get("flags", {}).get("batch_size"), flags.batch_size
-    if isinstance(sizes[0], int) and sizes[0] != sizes[1]:
+    if step and isinstance(sizes[0], int) and sizes[0] != sizes[1]:
         before, now = (step * size / num_images for size in sizes)
         print(
             f"step {step} ended epoch {before:.2f} and counts as epoch {now:.2f} from here on, for "

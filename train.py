@@ -115,10 +115,10 @@ def _epochs(text: str) -> list[float]:
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """Flags of a run, checked against each other; `groups` is (unit_2, unit_3, logits).
+    """Flags of a run, checked against each other; `ngroups` is (unit_2, unit_3, logits).
 
-    A mistake ends the program with one line. In stage split, `k`, `num_residual_units` and `groups`
-    are None where they were not given: the cut network's hold.
+    A mistake ends the program with one line. In stage split, `k`, `num_residual_units` and
+    `ngroups` are None where they were not given: the cut network's hold.
     """
     table = _flag_table()
     parser = utils.FlagParser(__doc__, needed=("stage", "train_dir"))

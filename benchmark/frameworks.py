@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+import rundir
 from utils import surroundings
 
 LEARNING_RATE, MOMENTUM, L2_WEIGHT = 0.1, 0.9, 1e-4
@@ -122,11 +123,9 @@ def torch_images(batch_size: int, device: str):
 
 def torch_device() -> str:
     """cuda where there is one; on a CPU all cores that this process may use."""
-    import os
-
     import torch
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(rundir.num_cores())
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -1,6 +1,6 @@
 """Copy finished rows into results/, and two networks into pretrained/, to be committed.
 
-    python -m experiments.publish runs/cpu/table
+    python -m experiments.publish runs/cpu-small/table
     python -m experiments.publish runs/cpu-k2/table --results results/trend/k2
 
 The second form is for rows of another width than that of results/: their networks stay.
@@ -53,11 +53,14 @@ def publish(folder: str, results_by_row: dict[str, list[dict]], to: str = RESULT
         raise ValueError(
             f"{folder} is published already: name the folder that experiments/run.sh filled"
         )
-    there = collect(to)
+    new = {(row, result["seed"]) for row, results in results_by_row.items() for result in results}
     both = {
-        row: there.get(row, []) + results_by_row.get(row, []) for row in {*there, *results_by_row}
+        row: [result for result in results if (row, result["seed"]) not in new]
+        for row, results in collect(to).items()
     }
-    check_alike(both, f"{to} with {folder}")
+    for row, results in results_by_row.items():
+        both[row] = both.get(row, []) + results
+    check_alike({row: results for row, results in both.items() if results}, f"{to} with {folder}")
     of_results = os.path.abspath(to) == os.path.abspath(RESULTS)
     folders = []
     for row, results in results_by_row.items():

@@ -5,18 +5,21 @@ from __future__ import annotations
 import glob
 import os
 
+import train
 import utils
 
 RESULTS = "results"
 VARIANTS = ("S", "C", "R")
 # What seeds of a row have in common, of the flags of their last stage.
-RECIPE = ("batch_size", "initial_lr", "lr_schedule", "lr_decay", "lr_step_epoch", "momentum",
-          "nesterov", "l2_weight", "label_smoothing", "dropout_keep_prob")  # fmt: skip
+RECIPE = ("batch_size", "initial_lr", "lr_schedule", "lr_decay", "lr_step_epoch", "final_lr",
+          "lr_warmup_epochs", "lr_total_steps", "lr_first_step", "momentum", "nesterov",
+          "l2_weight", "label_smoothing", "dropout_keep_prob", "bn_no_scale", "equal_groups",
+          "precision")  # fmt: skip
 # And of the flags of the grouping that a learned tree was cut from.
 GROUPING = (*RECIPE, "max_steps", "gamma1", "gamma2", "gamma2_step_epoch", "gamma2_growth",
             "gamma3", "weighted_group_loss", "group_lr_scale", "group_equal_growth")  # fmt: skip
-# What runs did that are older than these flags.
-OLDER = {"lr_schedule": "step", "nesterov": False, "label_smoothing": 0.0}
+# A run that is older than a flag did what the flag's default does.
+DEFAULTS = vars(train.parse_flags(["--stage=baseline", "--train_dir=."]))
 # Test error, %: (title, row, paper's with semantic, clustering, random and learned groups).
 TABLE_1 = [
     ("WRN-16-k", "baseline", None, None, None, 24.28),
@@ -54,11 +57,6 @@ def find_results(folder: str) -> dict[str, list[dict]]:
     for row, results in results_by_row.items():
         for result in results:
             _check_complete(result)
-        for grouping, names in [(False, RECIPE), (True, GROUPING)]:
-            flags = [flags_of(result, grouping) for result in results]
-            where = f"{folder}, row {row}{', grouping' if grouping else ''},"
-            for name in names:
-                check_same(name, [{name: of.get(name)} for of in flags], where)
         seeds = [result["seed"] for result in results]
         for seed in set(seeds):
             if seeds.count(seed) > 1:
@@ -96,7 +94,7 @@ def flags_of(result: dict, grouping: bool = False) -> dict:
     config = os.path.join(folder, "config.json")
     if grouping and not os.path.exists(config):
         return {}
-    return OLDER | utils.read_json(config)["flags"]
+    return DEFAULTS | utils.read_json(config)["flags"]
 
 
 def _check_complete(result: dict) -> None:
@@ -112,8 +110,8 @@ def _check_complete(result: dict) -> None:
 def check_alike(results_by_row: dict[str, list[dict]], where: str) -> None:
     """Raise ValueError where results differ in what one table has in common.
 
-    That is the data set and the preset of all, the network but that of `narrow`, and the number of
-    steps of all networks that are not split, and of all trees.
+    That is the data set and the preset of all, the network but that of `narrow`, the number of
+    steps of all networks that are not split, and of all trees, and the recipe of a row's seeds.
     """
     rows = list(results_by_row)
     for name, alike in [
@@ -125,6 +123,12 @@ def check_alike(results_by_row: dict[str, list[dict]], where: str) -> None:
         ("step", [row for row in rows if is_tree(row)]),
     ]:
         check_same(name, [result for row in alike for result in results_by_row.get(row, [])], where)
+    for row, results in results_by_row.items():
+        for grouping, names in [(False, RECIPE), (True, GROUPING)]:
+            flags = [flags_of(result, grouping) for result in results]
+            for name in names:
+                values = [{name: of.get(name)} for of in flags]
+                check_same(name, values, f"{where}, row {row}{', grouping' if grouping else ''},")
 
 
 def check_same(name: str, results: list[dict], where: str) -> None:

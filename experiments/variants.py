@@ -144,7 +144,9 @@ def make(flags: argparse.Namespace, data: dict) -> list[np.ndarray]:
         return random(flags.groups[2], len(data["class_names"]), flags.seed)
     import restore  # loads TensorFlow
 
-    net, _ = restore.load_network(rundir.find_checkpoint(flags.basemodel))
+    path = rundir.find_checkpoint(flags.basemodel)
+    net, description = restore.load_network(path)
+    restore.check_dataset(path, description, data, flags.data_dir, "test")
     if max(net.config.groups) > 1:
         raise ValueError(f"{flags.basemodel} has groups of its own: name a baseline")
     return clustering(flags.groups, net.logits.fc.weights.numpy(), flags.seed)

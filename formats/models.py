@@ -132,8 +132,6 @@ def _logits_of(leaf, branch, x) -> tf.Tensor:
     child, channels = way_to(branch, leaf)
     if branch.first_level == 1:
         x = branch.init_conv(x)
-    if not branch.blocks:  # the fork is right behind the branch's input
-        return _logits_of(leaf, child, x[..., channels])
     *blocks, last = branch.blocks
     for block in blocks:
         x = block(x)

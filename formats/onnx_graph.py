@@ -81,7 +81,7 @@ class OnnxGraph:
             x = self.conv(x, branch.init_conv)
         for block in branch.blocks:
             x = self.block(x, block, outputs if block is branch.blocks[-1] else None)
-        return self.part(x, outputs) if outputs and not branch.blocks else x
+        return x
 
     def fork(self, branch, x: str) -> list[str]:
         sizes = self.constant(branch.fork_sizes, np.int64)
@@ -94,7 +94,7 @@ class OnnxGraph:
         return self.add("Gemm", x, self.constant(fc.weights), self.constant(fc.biases))
 
     def leaf_logits(self, branch, x: str, leaf=None) -> list[str]:
-        """As `_leaf_logits`."""
+        """As `Branch.leaf_logits`; with `leaf`, its alone, without what only others read."""
         if not branch.num_branches:
             return [self.head(branch, self.features(branch, x))]
         if leaf is None:

@@ -14,6 +14,7 @@ import argparse
 import base64
 import html
 import io
+import math
 import os
 import sys
 import textwrap
@@ -87,6 +88,7 @@ def summary(results: dict[str, dict], data: dict) -> str:
         lines += [f"validation         {before}", f"test accuracy      {after}"]
     if "squares_inside" in grouped:
         sharp, inside = (min(grouped[name].values()) for name in ("sharpness", "squares_inside"))
+        sharp, inside = math.floor(1e3 * sharp) / 1e3, math.floor(1e5 * inside) / 1e5  # "or more"
         lines += [
             f"before the cut     every indicator's mean largest share {sharp:.3f} or more,",
             f"                   {inside:.3%} or more of each split layer's squares inside groups",

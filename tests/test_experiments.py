@@ -277,7 +277,16 @@ def test_publishing_what_is_published_or_differs(made, tmp_path, monkeypatch):
     assert inside("experiments/publish.py", "runs")[0] == 0
     fails("experiments/publish.py", "results", says="is published already")
     file = tmp_path / "runs" / "narrow" / "eval" / "result.json"
-    utils.write_json(file, utils.read_json(file) | {"dataset": "cifar100"})
+    # Another seed has to fit to what is published; the same one replaces it.
+    config, result = tmp_path / "runs" / "narrow" / "config.json", utils.read_json(file)
+    flags = utils.read_json(config)["flags"] | {"l2_weight": 0.25}
+    utils.write_json(config, {"flags": flags})
+    utils.write_json(file, result | {"seed": 7})
+    says = "results with runs, row narrow, mixes l2_weights (0.0005, 0.25)"
+    fails("experiments/publish.py", "runs", says=says)
+    utils.write_json(file, result)
+    assert inside("experiments/publish.py", "runs")[0] == 0
+    utils.write_json(file, result | {"dataset": "cifar100", "seed": 7})
     fails("experiments/publish.py", "runs", says="mixes datasets (cifar100, synthetic)")
 
 

@@ -94,8 +94,8 @@ def test_what_is_no_picture_is_named_and_the_others_go_on(tree, tmp_path):
     jpeg = tf.io.encode_jpeg(pixels).numpy()
     (tmp_path / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 3])
     (tmp_path / "notes.txt").write_text("passed over in a folder")
-    status, lines, error = predicted(tmp_path, tmp_path / "no.png", "--checkpoint", tree[1])
-    assert status == 1 and [line["picture"] for line in lines] == [str(good)]
+    status, lines, error = predicted(tmp_path, tmp_path / "no.png", good, "--checkpoint", tree[1])
+    assert status == 1 and [line["picture"] for line in lines] == [str(good)] * 2
     problems = error.splitlines()
     assert len(problems) == 4
     for name in ("text.png", "empty.jpg", "cut.jpg", "no.png"):

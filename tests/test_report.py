@@ -12,7 +12,7 @@ from conftest import fails, grouped_net, inside, one_hot_groups, train_flags
 from matplotlib.patches import Rectangle
 
 from experiments import variants
-from report import figures
+from report import __main__ as page, figures
 import grouping
 import resnet
 
@@ -42,6 +42,17 @@ def test_report_of_a_run_without_results(tmp_path, data_dir):
     assert set(os.listdir(tmp_path / "runs" / "report")) == {
         "group_curves.png", "sharpness.png", "weights.png"
     }  # fmt: skip
+
+
+def test_what_is_said_of_the_cut_is_not_rounded_up():
+    common = {"dataset": "cifar100", "num_examples": 9, "network": "WRN-16-1", "groups": "1-1-2",
+              "split": "test", "step": 1, "accuracy": 0.5, "weights": 2, "flops": 2,
+              "masked": False, "group_classes": [[0], [1]]}  # fmt: skip
+    grouped = common | {"sharpness": {"q1": 0.9996}, "squares_inside": {"logits": 0.999996}}
+    pairs = {"superclass_pairs": 0.5, "superclass_pairs_chance": 0.5}
+    cut, tree = common | {"masked": True}, common | pairs | {"equal_groups": False}
+    words = page.summary(dict(zip(page.NAMES, (grouped, cut, tree), strict=True)), DATA)
+    assert "largest share 0.999 or more" in words and "99.999% or more of" in words
 
 
 def test_pictures_of_few_layers_and_many_groups():

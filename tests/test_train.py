@@ -286,6 +286,22 @@ def test_complete_run_after_an_extension_that_came_to_nothing(runs, data_dir, tm
     refused("baseline", str(copy), data_dir, "--lr_total_steps 8 -> 9", **flags)
 
 
+def test_a_start_that_comes_to_no_checkpoint_leaves_the_flags_of_those_there_are(
+    runs, data_dir, tmp_path
+):
+    copy, flags = str(shutil.copytree(runs["baseline"], tmp_path / "copy")), {"initial_lr": 1e30}
+    diverging = train_flags("baseline", copy, data_dir, max_steps=50, **flags)
+    fails("train.py", *diverging, says="not finite at step")
+    assert "was complete before" in run("baseline", copy, data_dir, lr_step_epoch="0.2,0.3")
+    # The first checkpoint of a tree is that of step 0.
+    tree, base = str(tmp_path / "tree"), {"basemodel": runs["group"], "val_interval": 100}
+    diverging = train_flags("split", tree, data_dir, max_steps=50, **base, **flags)
+    fails("train.py", *diverging, says=f"the last good checkpoint is {tree}/model.ckpt-0")
+    out = run("split", tree, data_dir, **base, batch_size=50)
+    assert "changed since the last start: --initial_lr 1e+30 -> 0.1" in out
+    assert "--batch_size 20 -> 50" in out and "step 0 ended epoch" not in out
+
+
 def test_a_line_of_the_rate_that_goes_on_elsewhere_than_its_base_ended(runs, data_dir, tmp_path):
     flags = {"basemodel": runs["group"], "lr_schedule": "linear", "max_steps": 1}
     says = "goes on from step 5 (--lr_first_step), though"

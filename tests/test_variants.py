@@ -1,6 +1,7 @@
 """Given class groups: semantic, clustering, random; features in proportion; trees of baselines."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -219,3 +220,7 @@ def test_what_is_refused(data_dir, tmp_path):
         fails("experiments/variants.py", *words, status=2, says=says)
     words = ["clustering", "--groups", "2-2-2", "--basemodel", grouped, "--data_dir", data_dir]
     fails("experiments/variants.py", *words, says="has groups of its own")
+    other = shutil.copytree(data_dir, tmp_path / "other")
+    description = utils.read_json(other / "split.json") | {"dataset": "cifar100"}
+    utils.write_json(other / "split.json", description)
+    fails("experiments/variants.py", *words[:-1], other, says="was trained on synthetic")

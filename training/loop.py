@@ -35,6 +35,14 @@ class Loop:
         self.steps_per_epoch = len(data["train"][1]) / flags.batch_size
         self.predict = metrics.predictor(trainer.net, flags.precision)
         self.evaluation = None  # the last validation
+        description = json.loads(trainer.description)
+        self.config = {
+            "flags": vars(flags),
+            "network": description["config"],
+            "dataset": description.get("dataset"),
+            "hardware": rundir.hardware(),
+            "versions": rundir.versions(),
+        }
         warmup = flags.lr_warmup_epochs * self.steps_per_epoch
         steps = flags.lr_total_steps or flags.max_steps
         if warmup >= steps:
@@ -215,6 +223,8 @@ class Loop:
             return
         if not self.trainer.is_finite():
             self._stop("weights", self.step)
+        # Not before: a start that comes to no checkpoint leaves the flags of those that there are.
+        self.run.write("config.json", self.config)
         self.run.save(self.trainer.checkpoint, self.step)
         self.saved = self.step
 
@@ -281,18 +291,12 @@ def _run(flags, data, run_info, strategy, interruption) -> int:
         )
         loop = Loop(flags, run, trainer, data)
         loop.check_workers()
-        if step and os.path.exists(run.path("config.json")):
+        if path and os.path.exists(run.path("config.json")):
             restore.print_changed_flags(run.path("config.json"), flags, step, len(data["train"][1]))
-        run.write("config.json", {
-            "flags": vars(flags),
-            "network": resnet.to_dict(net)["config"],
-            "dataset": run_info["dataset"],
-            "hardware": rundir.hardware(),
-            "versions": rundir.versions(),
-        })  # fmt: skip
         if rundir.checkpoint_steps(flags.train_dir):
             run.resume_metrics(step)
         else:
+            run.write("config.json", loop.config)
             run.begin()
         cut_now = flags.stage == "split" and step == 0
         no_steps = step == flags.max_steps
@@ -326,6 +330,7 @@ def finish(loop: Loop, interruption: utils.Interruption, run_info: dict) -> int:
         **run_info,
     )
     values |= best
+    run.write("config.json", loop.config)
     run.write("result.json", values)
     utils.say(_last_line(values))
     return 0
