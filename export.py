@@ -113,8 +113,8 @@ def put_in_place(part: str, path: str) -> None:
     """Give what was written its name, and remove what had it before."""
     old = f"{part}.old"
     with utils.writing(path):
-        if os.path.exists(path):
-            os.replace(path, old)
+        if os.path.exists(path) and (os.path.isdir(path) or os.path.isdir(part)):
+            os.replace(path, old)  # a file replaces a file at once, a folder cannot
         os.replace(part, path)
     remove(old)
 

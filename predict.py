@@ -59,11 +59,15 @@ def find_pictures(names: Sequence[str]) -> Iterator[str]:
         if not os.path.isdir(name):
             yield name
             continue
-        for folder, folders, files in os.walk(name):
+        for folder, folders, files in os.walk(name, onerror=_cannot_be_listed):
             folders.sort()
             for file in sorted(files):
                 if file.lower().endswith(ENDINGS):
                     yield os.path.join(folder, file)
+
+
+def _cannot_be_listed(error: OSError) -> None:
+    raise ValueError(f"{error.filename} cannot be read: {error.strerror}")
 
 
 def read_picture(path: str) -> np.ndarray:

@@ -18,9 +18,20 @@ done
 # shellcheck source=presets.sh
 source "$HERE/presets.sh"
 
+# One call at a time: a second one waits for the first, where there is flock.
+make_environment() { # REQUIREMENTS ... -> PYTHON
+    exec 9<"$HERE/requirements.txt"
+    if command -v flock >/dev/null && ! flock -n 9; then
+        echo "waiting for another script that makes .venv"
+        flock 9
+    fi
+    complete_environment "$@"
+    exec 9<&-
+}
+
 # Makes .venv with what the files name, or completes one that is there: it may be a person's, so
 # nothing in it is removed. A second call does nothing while the files are unchanged.
-make_environment() { # REQUIREMENTS ... -> PYTHON
+complete_environment() { # REQUIREMENTS ... -> PYTHON
     local base=${PYTHON:-python3} venv=$HERE/.venv
     local unfinished=$venv/.unfinished # is there while 'python -m venv' works, and if it failed
     local fits='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' # TensorFlow 2.21
@@ -33,6 +44,9 @@ make_environment() { # REQUIREMENTS ... -> PYTHON
     if [ "$(cat "$stamped" 2>/dev/null)" = "$stamp" ] &&
         "$PYTHON" -c 'import numpy' 2>/dev/null; then
         return 0
+    fi
+    if [ -e "$unfinished" ] && "$PYTHON" -m pip --version >/dev/null 2>&1; then
+        rm -f "$unfinished" # somebody has finished it
     fi
     if [ -e "$unfinished" ] || [ -z "$(ls -A "$venv" 2>/dev/null)" ]; then
         "$base" -c "$fits" 2>/dev/null ||

@@ -16,7 +16,6 @@ many operations at once as there are devices.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import statistics
 import sys
@@ -110,7 +109,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{name} has no effect without part parallel: add --only parallel")
     if flags.batch_size and flags.only == ["engines"] and not flags.peer:
         parser.error("--batch_size has no effect in part engines: leave it out")
-    if "torch" in flags.peer and importlib.util.find_spec("torch") is None:
+    if "torch" in flags.peer and not utils.is_installed("torch"):
         parser.error("--peer torch needs PyTorch: pip install torch")
     try:
         for _, groups, *_ in ROWS if "parallel" in flags.only else []:
@@ -248,7 +247,7 @@ def compare_engines(flags: argparse.Namespace) -> Iterator[dict]:
     `relative` is our time in units of theirs."""
     there = {e: v for e, v in engines.ENGINES.items() if utils.is_installed(v[1])}
     formats = {form for form, *_ in there.values()}
-    formats = {f for f in formats if all(map(utils.is_installed, files.ENGINES[f]))}
+    formats = {f for f in formats if all(map(utils.is_installed, files.ENGINES[f][:1]))}
     if not formats and not utils.is_installed("torch"):
         packages = "onnx onnxruntime openvino ai-edge-litert torch"
         raise ValueError(f"no other engine is installed: pip install some of {packages}")
@@ -388,7 +387,10 @@ def main(argv: Sequence[str]) -> int:
     results = {"hardware": rundir.hardware(), "versions": rundir.versions()}
     if os.path.exists(flags.output_file):  # other parts that were measured alike stay
         before = utils.read_json(flags.output_file)
-        results = before if results.items() <= before.items() else results
+        if results.items() <= before.items():
+            results = before
+        else:
+            print(f"{flags.output_file} is of other code or of another machine: it starts anew\n")
     if "parallel" in flags.only:
         title = f"Inference of {name}"
         results["parallel"] = _measure(title, parallel(flags), PARALLEL_COLUMNS)

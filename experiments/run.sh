@@ -155,12 +155,10 @@ shift
 for word in "$@"; do
     case $ROW/${word%%=*} in
     */--data_dir | */--seed | */--preset | */--train_dir)
-        echo "run.sh: error: set DATA_DIR, SEED, PRESET or RUNS instead of ${word%%=*}" >&2
-        exit 2
+        fail "set DATA_DIR, SEED, PRESET or RUNS instead of ${word%%=*}"
         ;;
     */--stage | */--basemodel | */--checkpoint | */--ngroups? | */--groups | narrow/--k)
-        echo "run.sh: error: the row says what ${word%%=*} would: leave it out" >&2
-        exit 2
+        fail "the row says what ${word%%=*} would: leave it out"
         ;;
     esac
 done

@@ -34,7 +34,9 @@ def write_savedmodel(model: Model, path: str) -> None:
 
 
 def run_savedmodel(path: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    loaded = tf.saved_model.load(path)
+    # It holds constants only, and what reads variables takes `[` in a path for a pattern.
+    options = tf.saved_model.LoadOptions(experimental_skip_checkpoint=True)
+    loaded = tf.saved_model.load(path, options=options)
 
     def run(x):
         signature = loaded.signatures["serving_default"]  # which does not keep what it is of
@@ -59,7 +61,9 @@ def write_onnx(model: Model, path: str) -> None:
 def run_onnx(path: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = rundir.num_cores()  # else one for each physical core
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def run(x):

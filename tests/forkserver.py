@@ -11,12 +11,14 @@ import functools
 import json
 import os
 import runpy
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -34,7 +36,8 @@ def start() -> str:
     assert server.stdout.readline() == b"ready\n"
     path = os.path.join(folder, "python")
     with open(path, "w") as file:
-        file.write(f"#!/bin/sh\nexec '{sys.executable}' -SE '{__file__}' run '{folder}' \"$@\"\n")
+        words = map(shlex.quote, (sys.executable, "-SE", __file__, "run", folder))
+        file.write(f'#!/bin/sh\nexec {" ".join(words)} "$@"\n')
     os.chmod(path, 0o755)
     return path
 
@@ -48,6 +51,8 @@ def serve(folder: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     server = os.getpid()
     if os.fork() == 0:  # ends the server when standard input does
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         sys.stdin.read()
         if os.getppid() == server:
             os.kill(server, signal.SIGTERM)
@@ -76,6 +81,7 @@ def _run_request(connection: socket.socket) -> None:
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, errors="backslashreplace", buffering=1)  # noqa: SIM115
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
@@ -97,6 +103,12 @@ def _run_request(connection: socket.socket) -> None:
         sys.stderr.flush()
         connection.sendall(bytes([status]))
         os._exit(status)
+
+
+def _end_with(connection: socket.socket) -> None:
+    """End this fork when the stand-in that asked for it has gone, as by a timeout."""
+    connection.recv(1)
+    os._exit(1)
 
 
 def run(folder: str, words: list[str]) -> None:

@@ -95,7 +95,8 @@ def test_the_whole_benchmark(monkeypatch, tmp_path):
     again = utils.read_json(file)
     assert again["parallel"] == found["parallel"] and again["pipeline"] != found["pipeline"]
     utils.write_json(file, again | {"hardware": "another"})
-    assert inside("benchmark", *flags, "--only", "pipeline")[0] == 0
+    status, out, _ = inside("benchmark", *flags, "--only", "pipeline")
+    assert status == 0 and "is of other code or of another machine: it starts anew" in out
     assert "parallel" not in utils.read_json(file)
 
 

@@ -297,6 +297,17 @@ def test_environment_that_was_not_finished_is_mended(checkout):
     quickstart(checkout)
 
 
+def test_environment_that_a_person_finished_is_kept(checkout):
+    venv = checkout / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    for name in (".unfinished", "mine"):
+        (venv / name).touch()
+    command = ("bash", checkout / "quickstart.sh", "--synthetic")
+    two = [subprocess.Popen(command, env=os.environ | {"PIP_NO_INDEX": "1"}) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in two] == [7, 7]
+    assert (venv / "mine").exists() and not (venv / ".unfinished").exists()
+
+
 def test_checkout_that_is_read_only_or_another_python(checkout, tmp_path):
     command = ("bash", checkout / "quickstart.sh", "--synthetic")
     others = []

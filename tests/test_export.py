@@ -254,8 +254,8 @@ def test_an_output_that_exists_is_replaced_on_request_only(saved, tmp_path):
     assert "saved_model.pb" in os.listdir(tmp_path / "model")
     assert os.listdir(tmp_path) == ["model"]
     exported(run, "savedmodel", f"{tmp_path}/model/", "--overwrite", True)
-    exported(run, "savedmodel", f"{tmp_path}/other/")
-    assert sorted(os.listdir(tmp_path)) == ["model", "other"]
+    exported(run, "savedmodel", f"{tmp_path}/lr=[0.1]\\*/")
+    assert sorted(os.listdir(tmp_path)) == ["lr=[0.1]\\*", "model"]
 
 
 def test_a_model_that_is_not_a_number_is_no_copy():

@@ -15,6 +15,7 @@ from experiments import variants
 from report import __main__ as page, figures
 import grouping
 import resnet
+import utils
 
 SHAPES = [(1, 1, 1), (1, 1, 4), (1, 2, 2), (2, 2, 2), (2, 3, 3), (2, 4, 4), (3, 3, 3), (2, 4, 8)]
 NAMES = [name.replace("_", " ") for name in variants.SEMANTIC_ORDER]  # CIFAR-100's
@@ -42,6 +43,10 @@ def test_report_of_a_run_without_results(tmp_path, data_dir):
     assert set(os.listdir(tmp_path / "runs" / "report")) == {
         "group_curves.png", "sharpness.png", "weights.png"
     }  # fmt: skip
+    evaluation = tmp_path / "runs" / "group" / "eval"
+    evaluation.mkdir()
+    utils.write_json(evaluation / "result.json", {"step": 6, "group_classes": []})
+    fails("report", tmp_path / "runs", "--data_dir", data_dir, says="lacks confusion_matrix: run")
 
 
 def test_what_is_said_of_the_cut_is_not_rounded_up():
