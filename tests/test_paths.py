@@ -293,7 +293,7 @@ def test_full_disks(odd, done, tmp_path, monkeypatch):
         flags = train_flags("baseline", disk / "run", odd / "data", **STEPS)
         fails("train.py", *flags, says=[f"{disk}/run/config.json", *full])
         flags = train_flags("baseline", copy, odd / "data", **STEPS | {"max_steps": 5})
-        fails("train.py", *flags, says=[f"{copy}/config.json", *full])
+        fails("train.py", *flags, says=[f"{copy}/metrics.jsonl", *full])
         assert rundir.checkpoint_steps(str(copy)) == [4]
         flags = ("--checkpoint", done, *data)
         says = [f"{disk}/eval/result.json", *full]
