@@ -46,7 +46,7 @@ def publish(folder: str, results_by_row: dict[str, list[dict]], to: str = RESULT
 
     Raises:
         ValueError: they are published already, or `to` holds those of another preset, network
-            or data set.
+            or data set, or seeds of another recipe.
     """
     first = next(iter(results_by_row.values()))[0]
     if is_published(first):
@@ -60,7 +60,7 @@ def publish(folder: str, results_by_row: dict[str, list[dict]], to: str = RESULT
     }
     for row, results in results_by_row.items():
         both[row] = both.get(row, []) + results
-    check_alike({row: results for row, results in both.items() if results}, f"{to} with {folder}")
+    check_alike(both, f"{to} with {folder}")
     of_results = os.path.abspath(to) == os.path.abspath(RESULTS)
     folders = []
     for row, results in results_by_row.items():

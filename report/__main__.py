@@ -183,7 +183,7 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
         if os.path.exists(result):
             evaluated = utils.read_json(result)
             if missing := {"step", "group_classes", "confusion_matrix"} - evaluated.keys():
-                raise ValueError(f"{result} lacks {', '.join(missing)}: run eval.py again")
+                raise ValueError(f"{result} lacks {', '.join(sorted(missing))}: run eval.py again")
             restore.check_dataset(result, evaluated, data, data_dir, split="test")
             step, newest = evaluated["step"], max(rundir.checkpoint_steps(stage), default=0)
             older = f" Of step {step:,}; by now there is {newest:,}: run eval.py again."
