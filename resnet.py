@@ -25,6 +25,7 @@ from utils import tf
 IMAGE_SIZE = 32
 BN_DECAY = 0.9
 BN_EPSILON = 1e-5
+LANES = 16  # values of a vector register: layers compute on a multiple of so many channels
 TREE = "tree-2"  # "tree": the trunk in the dense network's order, with a gather at the fork
 
 
@@ -36,7 +37,32 @@ def _normal(name: str, shape: tuple[int, ...], stddev: float, seed: int) -> tf.T
     return stddev * tf.random.stateless_normal(shape, seed=[seed, zlib.crc32(name.encode())])
 
 
-class Conv(tf.Module):
+def fill(x: tf.Tensor, size: int, axis: int = -1) -> tf.Tensor:
+    """`x` with zeros behind what it has along an axis, `size` in all."""
+    missing = size - x.shape[axis]
+    if not missing:
+        return x
+    paddings = np.zeros((len(x.shape), 2), int)
+    paddings[axis, 1] = missing
+    return tf.pad(x, paddings)
+
+
+class Layer(tf.Module):
+    """A layer that computes on whole vectors of `lanes` channels, of which the last may be 0.
+
+    A tree's learned groups have any number of channels, and oneDNN takes four (float32) to seven
+    (bfloat16) times as long to normalize 65 of them as it takes for 80. So a convolution returns
+    more channels than it has, batch normalization leaves these at 0, and no weight reads them.
+    """
+
+    lanes = LANES
+
+    def whole(self, channels: int) -> int:
+        """`channels`, rounded up to whole vectors."""
+        return -(-channels // self.lanes) * self.lanes
+
+
+class Conv(Layer):
     """Convolution without bias, SAME padding; owns the listed channels of the dense network's."""
 
     def __init__(self, name, size, inputs, outputs, resolution, stride=1, seed=0):
@@ -48,8 +74,11 @@ class Conv(tf.Module):
         stddev = (size * size * len(inputs)) ** -0.5
         self.kernel = tf.Variable(_normal(name, shape, stddev, seed), name=name)
 
-    def __call__(self, x):
-        kernel, stride = tf.cast(self.kernel, x.dtype), self.stride
+    def __call__(self, x, wanted: slice | None = None):
+        """All outputs, or the wanted ones alone, and zeros up to whole vectors of them."""
+        kernel, stride = self.kernel if wanted is None else self.kernel[..., wanted], self.stride
+        kernel = fill(tf.cast(kernel, x.dtype), x.shape[-1], axis=2)
+        kernel = fill(kernel, self.whole(kernel.shape[-1]))
         if stride > 1 and kernel.shape[0] == 1:
             # A pool of one pixel takes the pixels that the convolution would. oneDNN's gradient of
             # a strided 1x1 kernel writes beyond its memory where channels are no multiple of the
@@ -66,7 +95,7 @@ class Conv(tf.Module):
         return weights, 2 * weights * self.resolution**2
 
 
-class BatchNorm(tf.Module):
+class BatchNorm(Layer):
     """Batch normalization with the biased variance, in the batch and in the moving average."""
 
     def __init__(self, name, channels, train_scale=True):
@@ -79,8 +108,10 @@ class BatchNorm(tf.Module):
         self.sigma = tf.Variable(ones, name=f"{name}/sigma", trainable=False)  # a variance
 
     def __call__(self, x, training):
+        x = fill(x, self.whole(x.shape[-1]))  # only what comes from a fork has not been
         if not training:
-            return self._fused(x, mean=self.mu, variance=self.sigma, is_training=False)[0]
+            mean, variance = fill(self.mu, x.shape[-1]), fill(self.sigma, x.shape[-1])
+            return self._fused(x, mean=mean, variance=variance, is_training=False)[0]
         context = tf.distribute.get_replica_context()
         if context is not None and context.num_replicas_in_sync > 1:
             y, mean, variance = self._over_replicas(x, context)
@@ -91,9 +122,8 @@ class BatchNorm(tf.Module):
             variance *= (count - 1) / count
         for moving, value in ((self.mu, mean), (self.sigma, variance)):
             # All replicas assign the same to copies of their own, which assign_sub does not allow.
-            tf.raw_ops.AssignSubVariableOp(
-                resource=moving.handle, value=(1 - BN_DECAY) * (moving - value)
-            )
+            change = (1 - BN_DECAY) * (moving - value[: len(self.channels)])
+            tf.raw_ops.AssignSubVariableOp(resource=moving.handle, value=change)
         return y
 
     def _over_replicas(self, x, context):
@@ -104,15 +134,15 @@ class BatchNorm(tf.Module):
         # Not the mean square less the squared mean, which can come out negative.
         variance = own_variance + tf.square(own_mean - mean)
         variance = context.all_reduce(tf.distribute.ReduceOp.MEAN, variance)
+        beta, gamma = fill(self.beta, x.shape[-1]), fill(self.gamma, x.shape[-1])
         y = tf.nn.batch_normalization(
-            inputs, mean, variance, self.beta, self.gamma, variance_epsilon=BN_EPSILON
+            inputs, mean, variance, beta, gamma, variance_epsilon=BN_EPSILON
         )
         return tf.cast(y, x.dtype), mean, variance
 
     def _fused(self, x, **statistics):
-        return tf.compat.v1.nn.fused_batch_norm(
-            x, self.gamma, self.beta, epsilon=BN_EPSILON, **statistics
-        )
+        gamma, beta = fill(self.gamma, x.shape[-1]), fill(self.beta, x.shape[-1])
+        return tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=BN_EPSILON, **statistics)
 
     def cut(self, dense: BatchNorm) -> None:
         """Take the parameters and statistics that these channels have in the dense network."""
@@ -123,7 +153,7 @@ class BatchNorm(tf.Module):
         return 0, 0  # not counted, as in the paper
 
 
-class Linear(tf.Module):
+class Linear(Layer):
     """Fully connected layer with bias, in float32."""
 
     def __init__(self, name, inputs, outputs, seed=0):
@@ -135,7 +165,8 @@ class Linear(tf.Module):
         self.biases = tf.Variable(tf.zeros(len(outputs)), name=f"{name}/biases")
 
     def __call__(self, x):
-        return tf.matmul(x, self.weights) + self.biases  # (B, K)
+        weights = fill(self.weights, x.shape[-1], axis=0)
+        return tf.matmul(x, weights) + self.biases  # (B, K)
 
     def cut(self, dense: Linear) -> None:
         """Take the weights that this layer has in the dense network."""
@@ -201,13 +232,15 @@ class Block(tf.Module):
         if first and (stride > 1 or len(inputs) != len(outputs)):
             self.shortcut = Conv(f"{name}/shortcut", 1, inputs, outputs, resolution, stride, seed)
 
-    def __call__(self, x, training=False, dropout_seed=None):
+    def __call__(self, x, training=False, dropout_seed=None, wanted: slice | None = None):
+        """All output channels, or the wanted ones alone."""
         h = self.relu_1(self.bn_1(x, training), training, dropout_seed)
         y = self.conv_1(h)
-        y = self.conv_2(self.relu_2(self.bn_2(y, training), training, dropout_seed))
+        y = self.conv_2(self.relu_2(self.bn_2(y, training), training, dropout_seed), wanted)
         if self.shortcut is not None:
-            return y + self.shortcut(h)
-        return y + (h if self.first else x)
+            return y + self.shortcut(h, wanted)
+        identity = h if self.first else x
+        return y + (identity if wanted is None else fill(identity[..., wanted], y.shape[-1]))
 
 
 # ---------------------------------------------------------------- networks
@@ -320,7 +353,9 @@ class Branch(tf.Module):
 
     def fork(self, x) -> list[tf.Tensor]:
         """What each branch behind the fork reads of the features `[B, H, W, C]`."""
-        return tf.split(x, self.fork_sizes, axis=-1)
+        zeros = x.shape[-1] - sum(self.fork_sizes)
+        sizes = [*self.fork_sizes, zeros] if zeros else self.fork_sizes
+        return tf.split(x, sizes, axis=-1)[: self.num_branches]
 
     def leaf_logits(self, x, training=False, dropout_seed=None, wanted=None) -> list[tf.Tensor]:
         """Logits `[B, classes of the leaf]` of every leaf, from the first to the last group.
@@ -495,14 +530,17 @@ def copy(net: ResNet | SplitResNet) -> ResNet | SplitResNet:
     return twin
 
 
-def freeze(module: tf.Module) -> None:
+def freeze(module: tf.Module, lanes: int = LANES) -> None:
     """Make the weights of every layer (see `layers`) constant, in place: for inference alone.
+
+    `lanes` is that of the layers: with 1 they compute on no more channels than they have.
 
     oneDNN arranges a constant once, a variable anew in every call, for which it takes other kernels
     where batches are small: with constants one image takes a WRN-16-8 less than half the time
     (oneDNN limited to AVX2, on a busy machine).
     """
     for layer in layers(module):
+        layer.lanes = lanes
         for name, value in vars(layer).copy().items():
             if isinstance(value, tf.Variable):
                 setattr(layer, name, value.numpy())  # constant in each graph that it comes into

@@ -87,7 +87,7 @@ class Horizontal:
         else:
             part = resnet.Linear(name, layer.inputs, mine(layer.outputs))
         part.cut(layer)
-        resnet.freeze(part)  # as the other placements
+        resnet.freeze(part, lanes=1)  # as the other placements; all that it returns is exchanged
         return part
 
     def _on_each(self, function, *values) -> list[tf.Tensor]:

@@ -135,14 +135,7 @@ def _logits_of(leaf, branch, x) -> tf.Tensor:
     *blocks, last = branch.blocks
     for block in blocks:
         x = block(x)
-    h = last.relu_1(last.bn_1(x, False))
-    y = last.relu_2(last.bn_2(last.conv_1(h), False))
-    y = tf.nn.conv2d(y, last.conv_2.kernel[..., channels], 1, "SAME")
-    if last.shortcut is None:
-        return _logits_of(leaf, child, y + (h if last.first else x)[..., channels])
-    h = tf.nn.avg_pool2d(h, 1, last.shortcut.stride, "SAME")
-    skipped = tf.nn.conv2d(h, last.shortcut.kernel[..., channels], 1, "SAME")
-    return _logits_of(leaf, child, y + skipped)
+    return _logits_of(leaf, child, last(x, wanted=channels))
 
 
 def way_to(branch, leaf) -> tuple:
