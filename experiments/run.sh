@@ -24,22 +24,22 @@ use_preset "$PRESET"
 find_python
 export PYTHON
 
-# Of the network with about as many weights as the tree of equal 2-2-2.
+# Another width: K_NARROW is that of the network with about as many weights as a tree of equal 2-2-2.
+# ALIKE lets the groups of the preset `cpu` take about the same course. R_W, a mean over a layer's
+# rows, pulls on one weight with 1 / k, so gammas go with k, and the rate of the groups with 1 / k.
+# At k = 1 that gives uneven groups, and a cut that costs much: docs/grouping.md.
 case ${K:-$WIDTH} in
-8) K_NARROW=5.75 ;;
-4) K_NARROW=2.875 ;;
-2) K_NARROW=1.4375 ;;
-1) K_NARROW=0.6875 ;;
+8) K_NARROW=5.75 ALIKE=(--gamma1 1.6 --gamma2 4 --gamma3 32 --group_lr_scale 4) ;;
+4) K_NARROW=2.875 ALIKE=() ;;
+2) K_NARROW=1.4375 ALIKE=(--gamma1 0.4 --gamma2 1 --gamma3 8 --group_lr_scale 16) ;;
+1)
+    K_NARROW=0.6875
+    ALIKE=(--gamma1 0.2 --gamma2 0.5 --gamma3 10 --group_lr_scale 32
+        --gamma2_step_epoch 7.5 --gamma2_growth 40)
+    ;;
 *) fail "K is 1, 2, 4 or 8, not '$K': give a row another width by --k" ;;
 esac
-
-# Another width. R_W, a mean over a layer's rows, pulls on one weight with 1 / k. With gammas that go
-# with k, and a rate of the groups with 1 / k, groups take about the same course (preset `cpu`).
-ALIKE=()
-if [ -n "${K:-}" ] && [ "$PRESET" = cpu ]; then
-    ALIKE=(--gamma1 "$((2 * K))e-1" --gamma2 "$((5 * K))e-1" --gamma3 $((4 * K))
-        --group_lr_scale $((32 / K)))
-fi
+[ "${K:+$PRESET}" = cpu ] || ALIKE=()
 
 SPLITS="fc_1-1-4 shallow_1-2-2 deep_2-2-2 hier_2-4-4 deep_3-3-3"
 
