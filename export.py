@@ -147,8 +147,7 @@ def main(argv: Sequence[str]) -> int:
 
     path = rundir.find_checkpoint(flags.checkpoint)
     net, description = restore.load_evaluated(path, masked=False)
-    # LiteRT would keep the zeros between whole vectors, and has no use for them.
-    resnet.freeze(net, lanes=1 if flags.format == "litert" else resnet.LANES)
+    resnet.freeze(net, lanes=1)  # zeros would take room, and cost one image more than they save
     metadata = describe(net, description, path, flags)
     if flags.parts:
         models = {name + ENDINGS[flags.format]: m for name, m in parts(net, metadata).items()}

@@ -54,7 +54,7 @@ ROWS = [
     ("Deep, three ways", "3-3-3", 3, "hybrid", None),
 ]
 # (stage, dropout_keep_prob): the first is what the others are compared with.
-STEPS = [("baseline", 1.0), ("group", 1.0), ("group", 0.5), ("split", 1.0)]
+STEPS = [("baseline", 1.0), ("group", 1.0), ("group", 0.5), ("split", 1.0), ("uneven split", 1.0)]
 # Networks whose exports are timed: groups, and the branch if it is one alone.
 EXPORTED = [("dense", None), ("2-2-2", None), ("2-4-4", None), ("2-2-2", 0)]
 BATCHES = [(100, 1), (1, 20)]  # images, and how many times in a step

@@ -62,7 +62,7 @@ def exported_model(k: float, groups: str, branch: int | None) -> Model:
     """What export.py makes of a network of equal groups, or of one of its branches."""
     config = network_config(k, groups)
     net = resnet.equal_tree(config) if max(config.groups) > 1 else resnet.ResNet(config)
-    resnet.freeze(net)
+    resnet.freeze(net, lanes=1)
     about = {"class_names": cifar100.CLASS_NAMES}
     return whole(net, about) if branch is None else one_branch(net, branch, about)
 
@@ -85,7 +85,11 @@ def make_training(stage, keep_prob, k, precision, batch_size):
     config = resnet.NetworkConfig(
         k=k, groups=(1, 1, 1) if stage == "baseline" else (2, 2, 2), dropout_keep_prob=keep_prob
     )
-    net = resnet.equal_tree(config) if stage == "split" else resnet.ResNet(config)
+    net = resnet.ResNet(config)
+    if stage == "split":
+        net = resnet.equal_tree(config)
+    elif stage == "uneven split":
+        net = resnet.split(net)  # by groups that nothing has evened out, as no learned ones are
     trainer = objective.Trainer(net, objective.Objective(precision=precision), {})
     images, labels = (tf.constant(x) for x in random_batch(batch_size))
     rate = tf.constant(LEARNING_RATE)
