@@ -226,3 +226,8 @@ def test_bfloat16_keeps_the_rest_in_float32():
     logits = net(tf.cast(images(2), tf.bfloat16))
     assert logits.dtype == tf.float32
     assert all(v.dtype == tf.float32 for v in net.variables)
+
+
+def test_an_uneven_split_can_be_timed():
+    step, _ = cases.make_training("uneven split", 1.0, 1, "float32", 2)
+    step()
