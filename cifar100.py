@@ -171,7 +171,7 @@ def training_batches(
         return standardize(pictures), tf.gather(labels, indices)
 
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
-    return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4)
+    return _as_written(steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4))
 
 
 def share_out(
@@ -198,4 +198,15 @@ def evaluation_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) 
         return standardize(pictures), targets
 
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)
-    return dataset.map(batch, num_parallel_calls=2).prefetch(2)
+    return _as_written(dataset.map(batch, num_parallel_calls=2).prefetch(2))
+
+
+def _as_written(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Without tf.data's autotuning, which has nothing to choose here.
+
+    Its thread sleeps for up to a minute at a time, and at the end of a run TensorFlow waits for it
+    (it sees a cancellation only after the sleep if it wakes too early, as it does on one core).
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)

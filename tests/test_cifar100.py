@@ -89,6 +89,17 @@ def test_evaluation_sees_every_image_once_and_the_partial_batch():
     np.testing.assert_allclose(images, cifar100.standardize(PICTURES), atol=1e-5)
 
 
+def test_no_input_waits_for_a_thread_that_tunes_it():
+    labels = np.arange(50, dtype=np.int32)
+    training = cifar100.training_batches(PICTURES, labels, 8, 3)
+    for batches in (
+        training,
+        cifar100.share_out(training, 2, 0, 1),
+        cifar100.evaluation_batches(PICTURES, labels, 8),
+    ):
+        assert batches.options().autotune.enabled is False
+
+
 def test_batch_larger_than_the_data():
     with pytest.raises(ValueError, match="batch_size 51"):
         cifar100.training_batches(PICTURES, np.zeros(50, np.int32), 51, 0)
