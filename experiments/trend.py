@@ -21,6 +21,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 import utils
 from experiments.rows import RESULTS, check_same, find_results
+from utils import tf
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,15 +84,23 @@ def fit(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
     return float(np.sum(weight * gap * k) / np.sum(weight)), float(np.sum(weight) ** -0.5)
 
 
+def p_value(points: Sequence[tuple[float, float, float]]) -> float:
+    """How likely gaps are as far off the law as these, or farther, if it holds (chi-squared)."""
+    k, gap, error = np.array(points).T
+    chi_squared = np.sum(((gap - fit(points)[0] / k) / error) ** 2)
+    return float(tf.math.igammac((len(points) - 1) / 2, chi_squared / 2))
+
+
 def table(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> str:
-    """Gaps, c and what it says of k = 8, beside the prediction."""
+    """Gaps, c and what it says of k = 8, beside the prediction; whether the law may hold."""
     widths = sorted({k for points in gaps_by_row.values() for k, *_ in points})
     lines = [["gap to the baseline, points", *(f"k = {k:g}" for k in widths), "c", "predicted c",
-              "so at k = 8"]]  # fmt: skip
+              "so at k = 8", "p of the law"]]  # fmt: skip
     for row, points in gaps_by_row.items():
         by_width = {k: f"{gap:.2f} ± {error:.2f}" for k, gap, error in points}
         c, error = fit(points)
         cells = [f"{c:.1f} ± {error:.1f}", f"{PREDICTED[row]:g}", f"{c / 8:.2f}"]
+        cells.append(f"{p_value(points):.2f}" if len(points) > 1 else "")
         lines.append([ROWS[row], *(by_width.get(k, "") for k in widths), *cells])
     return utils.markdown_table(lines)
 

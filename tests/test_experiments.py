@@ -2,6 +2,7 @@
 
 import glob
 import json
+import math
 import os
 import re
 import shutil
@@ -479,6 +480,11 @@ def test_the_trend_finds_the_law(widths, tmp_path, monkeypatch):
         assert [gap for _, gap, _ in found[row]] == pytest.approx([c, c / 2, c / 4])
         fitted, error = trend.fit(found[row])
         assert fitted == pytest.approx(c) and 0 < error < 1
+        assert trend.p_value(found[row]) == pytest.approx(1)
+    # A standard error above the line and one below it: c stays 8, and chi-squared is 2.
+    off = [(1, 9, 1), (1, 7, 1), (2, 4, 1)]
+    assert trend.fit(off)[0] == pytest.approx(8)
+    assert trend.p_value(off) == pytest.approx(math.exp(-1))  # with two degrees of freedom
     # The standard error of a difference of two means over 20,000 images each.
     expected = 100 * (0.38 * 0.62 / 20000 + 0.3 * 0.7 / 20000) ** 0.5
     assert found["deep_2-2-2"][0][2] == pytest.approx(expected)
@@ -489,7 +495,7 @@ def test_the_trend_finds_the_law(widths, tmp_path, monkeypatch):
         assert status == 0, error
         learned = re.search(r"learned groups.*", out)[0].split("|")
         assert [cell.split(" ± ")[0].strip() for cell in learned[1:-1]] == [
-            "8.00", "4.00", "2.00", "8.0", "7.6", "1.00"
+            "8.00", "4.00", "2.00", "8.0", "7.6", "1.00", "1.00"
         ]  # fmt: skip
     assert file.stat().st_size > 10000
 
