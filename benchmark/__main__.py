@@ -273,6 +273,7 @@ def compare_engines(flags: argparse.Namespace) -> Iterator[dict]:
                         first = [each.stats()["first_step_seconds"] for each in (this, other)]
                     yield {
                         "network": groups if branch is None else f"{groups}, one branch",
+                        "k": flags.k,
                         "batch_size": batch_size,
                         "engine": engine,
                         "seconds": measured["seconds"] / calls,

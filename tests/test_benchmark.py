@@ -179,7 +179,7 @@ def test_engines_of_other_makers(monkeypatch, tmp_path):
     assert [row["network"] for row in ours] == ["dense", "2-2-2, one branch"]
     for row in ours:
         assert row["relative"] == pytest.approx(row["our_seconds"] / row["seconds"])
-        assert row["first_seconds"] > 0 and row["our_first_seconds"] > 0
+        assert row["k"] == 1 and row["first_seconds"] > 0 and row["our_first_seconds"] > 0
     assert "| ONNX Runtime |" in out
 
 
