@@ -4,7 +4,8 @@
 
 takes the published rows of each width that is named (`python -m experiments.publish
 runs/cpu-k2/table --results results/trend/k2`). The law that is tested says that the gap is c / k
-with one c for each row: a saving of weights costs in proportion to 1/k.
+with one c for each row: a saving of weights costs in proportion to 1/k. Where another power of 1/k
+fits the gaps better, the table says which.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 import utils
 from experiments.rows import RESULTS, check_same, find_results
-from utils import tf
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,23 +84,29 @@ def fit(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
     return float(np.sum(weight * gap * k) / np.sum(weight)), float(np.sum(weight) ** -0.5)
 
 
-def p_value(points: Sequence[tuple[float, float, float]]) -> float:
-    """How likely gaps are as far off the law as these, or farther, if it holds (chi-squared)."""
+def fit_power(points: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """a of gap = b / k^a, its standard error, and b: a line through logarithms, so gaps above 0."""
     k, gap, error = np.array(points).T
-    chi_squared = np.sum(((gap - fit(points)[0] / k) / error) ** 2)
-    return float(tf.math.igammac((len(points) - 1) / 2, chi_squared / 2))
+    (slope, log_b), covariance = np.polyfit(
+        np.log(k), np.log(gap), 1, w=gap / error, cov="unscaled"
+    )
+    return -float(slope), float(covariance[0, 0] ** 0.5), float(np.exp(log_b))
 
 
 def table(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> str:
-    """Gaps, c and what it says of k = 8, beside the prediction; whether the law may hold."""
+    """Gaps, c beside the prediction, the power of 1 / k that fits best, and k = 8 by either."""
     widths = sorted({k for points in gaps_by_row.values() for k, *_ in points})
     lines = [["gap to the baseline, points", *(f"k = {k:g}" for k in widths), "c", "predicted c",
-              "so at k = 8", "p of the law"]]  # fmt: skip
+              "k = 8 by c / k", "best power", "k = 8 by it"]]  # fmt: skip
     for row, points in gaps_by_row.items():
         by_width = {k: f"{gap:.2f} ± {error:.2f}" for k, gap, error in points}
         c, error = fit(points)
         cells = [f"{c:.1f} ± {error:.1f}", f"{PREDICTED[row]:g}", f"{c / 8:.2f}"]
-        cells.append(f"{p_value(points):.2f}" if len(points) > 1 else "")
+        if len(points) > 1 and min(gap for _, gap, _ in points) > 0:
+            power, error, b = fit_power(points)
+            cells += [f"{power:.2f} ± {error:.2f}", f"{b / 8**power:.2f}"]
+        else:
+            cells += ["", ""]
         lines.append([ROWS[row], *(by_width.get(k, "") for k in widths), *cells])
     return utils.markdown_table(lines)
 

@@ -480,11 +480,13 @@ def test_the_trend_finds_the_law(widths, tmp_path, monkeypatch):
         assert [gap for _, gap, _ in found[row]] == pytest.approx([c, c / 2, c / 4])
         fitted, error = trend.fit(found[row])
         assert fitted == pytest.approx(c) and 0 < error < 1
-        assert trend.p_value(found[row]) == pytest.approx(1)
-    # A standard error above the line and one below it: c stays 8, and chi-squared is 2.
-    off = [(1, 9, 1), (1, 7, 1), (2, 4, 1)]
-    assert trend.fit(off)[0] == pytest.approx(8)
-    assert trend.p_value(off) == pytest.approx(math.exp(-1))  # with two degrees of freedom
+        power, error, factor = trend.fit_power(found[row])
+        assert (power, factor) == pytest.approx((1, c)) and 0 < error < 1
+    # Between two points the line of logarithms is exact: var(a) = sum of (error / gap)^2 / ln(2)^2.
+    power, error, factor = trend.fit_power([(1, 6, 0.6), (2, 3 * 2**0.5, 0.6)])
+    assert (power, factor) == pytest.approx((0.5, 6))
+    assert error == pytest.approx((0.1**2 + 0.02) ** 0.5 / math.log(2))
+    assert trend.table({"narrow": [(1, -1, 1), (2, 1, 1)]})  # a row may be better than its baseline
     # The standard error of a difference of two means over 20,000 images each.
     expected = 100 * (0.38 * 0.62 / 20000 + 0.3 * 0.7 / 20000) ** 0.5
     assert found["deep_2-2-2"][0][2] == pytest.approx(expected)
@@ -495,7 +497,7 @@ def test_the_trend_finds_the_law(widths, tmp_path, monkeypatch):
         assert status == 0, error
         learned = re.search(r"learned groups.*", out)[0].split("|")
         assert [cell.split(" ± ")[0].strip() for cell in learned[1:-1]] == [
-            "8.00", "4.00", "2.00", "8.0", "7.6", "1.00", "1.00"
+            "8.00", "4.00", "2.00", "8.0", "7.6", "1.00", "1.00", "1.00"
         ]  # fmt: skip
     assert file.stat().st_size > 10000
 
