@@ -84,6 +84,11 @@ def fit(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
     return float(np.sum(weight * gap * k) / np.sum(weight)), float(np.sum(weight) ** -0.5)
 
 
+def has_power(points: Sequence[tuple[float, float, float]]) -> bool:
+    """Whether `fit_power` can be made: of two widths at least, and gaps above 0."""
+    return len(points) > 1 and min(gap for _, gap, _ in points) > 0
+
+
 def fit_power(points: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
     """a of gap = b / k^a, its standard error, and b: a line through logarithms, so gaps above 0."""
     k, gap, error = np.array(points).T
@@ -102,7 +107,7 @@ def table(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> str:
         by_width = {k: f"{gap:.2f} ± {error:.2f}" for k, gap, error in points}
         c, error = fit(points)
         cells = [f"{c:.1f} ± {error:.1f}", f"{PREDICTED[row]:g}", f"{c / 8:.2f}"]
-        if len(points) > 1 and min(gap for _, gap, _ in points) > 0:
+        if has_power(points):
             power, error, b = fit_power(points)
             cells += [f"{power:.2f} ± {error:.2f}", f"{b / 8**power:.2f}"]
         else:
@@ -112,27 +117,35 @@ def table(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> str:
 
 
 def draw(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> Figure:
-    """Gaps over 1/k with their standard errors, the law fitted to them, and the prediction."""
+    """Gaps over 1/k with their standard errors; the law and the best power, fitted; predictions."""
     with utils.surroundings():  # as in report/figures.py
         from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=110)
     axes = figure.subplots()
-    ends = np.array([0, 1.05 / min(k for points in gaps_by_row.values() for k, *_ in points)])
+    widths = sorted({k for points in gaps_by_row.values() for k, *_ in points})
+    x = np.linspace(1e-3, 1.05 / widths[0], 200)
+    lowest, legend = 0, []
     for number, (row, points) in enumerate(gaps_by_row.items()):
         k, gap, error = np.array(points).T
-        colour = f"C{number}"
-        axes.errorbar(1 / k, gap, error, fmt="o", color=colour, capsize=3, label=ROWS[row])
-        axes.plot(ends, fit(points)[0] * ends, color=colour, linewidth=1)
-        axes.plot(ends, PREDICTED[row] * ends, color=colour, linewidth=1, linestyle=":")
-    axes.plot([], [], color="grey", linewidth=1, label="law c / k, fitted")
-    axes.plot([], [], color="grey", linewidth=1, linestyle=":", label="predicted")
-    widths = sorted({k for points in gaps_by_row.values() for k, *_ in points} | {8.0})
-    axes.set_xticks([1 / k for k in widths], [f"1/{k:g}" if k != 1 else "1" for k in widths])
-    axes.set(xlabel="1 / k", ylabel="test error above the baseline's, points", xlim=(0, None))
-    axes.set_ylim(min(0, axes.get_ylim()[0]), None)
+        colour, aside = f"C{number}", 0.01 * (number - 1) * x[-1]  # so that none hides another
+        bars = axes.errorbar(1 / k + aside, gap, error, fmt="o", color=colour, capsize=3)
+        bars.set_label(ROWS[row])
+        legend.append(bars)
+        axes.plot(x, fit(points)[0] * x, color=colour, linewidth=1)
+        axes.plot(x, PREDICTED[row] * x, color=colour, linewidth=1, linestyle=":")
+        if has_power(points):
+            power, _, b = fit_power(points)
+            axes.plot(x, b * x**power, color=colour, linewidth=1, linestyle="--")
+        lowest = min(lowest, *(gap - error))
+    for name, style in (("c / k, fitted", "-"), ("best power of 1 / k", "--"), ("predicted", ":")):
+        legend += axes.plot([], [], color="grey", linewidth=1, linestyle=style, label=name)
+    ticks = [*widths, *([] if 8 in widths else [8])]
+    axes.set_xticks([1 / k for k in ticks], [f"1/{k:g}" if k != 1 else "1" for k in ticks])
+    axes.set(xlabel="1 / k", ylabel="test error above the baseline's, points")
+    axes.set(xlim=(0, None), ylim=(lowest, None))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(handles=legend, frameon=False)
     return figure
 
 
