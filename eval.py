@@ -1,9 +1,9 @@
 """Test accuracy, confusion matrix and speed of a checkpoint, which describes its own network.
 
-A tree (stage split), a dense network (baseline, group) or a TensorFlow 1 checkpoint of the
-published code. `--mask` evaluates a grouped dense network with every weight between different
-groups at zero: what the tree is right after the cut. A tree's branches are spread over all GPUs of
-this machine, over `--devices`, or over other machines (`--cluster`), each of which runs
+A tree (stage split), a dense network (baseline, group) or the published code's TensorFlow 1
+checkpoint of a dense one. `--mask` evaluates a grouped dense network with every weight between
+different groups at zero: what the tree is right after the cut. A tree's branches are spread over
+all GPUs of this machine, over `--devices`, or over other machines (`--cluster`), each of which runs
 `eval.py --worker`.
 """
 

@@ -150,13 +150,17 @@ notice_synthetic
 [ "$status" -eq 0 ] || exit "$status"
 
 tell_time() { # copies group.sh's output; after its first steps says how long everything will take
-    local line told=
+    local line step steps seconds told=
     trap '' INT # the last lines come after a Ctrl-C
     while IFS= read -r line; do
         printf '%s\n' "$line"
-        if [ -z "$told" ] && [[ $line =~ ([0-9]+):([0-9]+):([0-9]+)\ left ]]; then
-            told=$((10#${BASH_REMATCH[1]} * 3600 + 10#${BASH_REMATCH[2]} * 60 + 10#${BASH_REMATCH[3]}))
-            echo "== about $((told * (10 + REST) / 600 + 1)) minutes to the end, at the speed so far"
+        if [ -z "$told" ] &&
+            [[ $line =~ step\ ([0-9]+)/([0-9]+)\ .*\ ([0-9]+):([0-9]+):([0-9]+)\ left ]]; then
+            told=1 step=${BASH_REMATCH[1]} steps=${BASH_REMATCH[2]}
+            seconds=$((10#${BASH_REMATCH[3]} * 3600 + 10#${BASH_REMATCH[4]} * 60 + 10#${BASH_REMATCH[5]}))
+            # A run that goes on has only a part of its steps left.
+            [ "$step" = "$steps" ] || seconds=$((seconds + seconds * steps * REST / (steps - step) / 10))
+            echo "== about $((seconds / 60 + 1)) minutes to the end, at the speed so far"
         fi
     done
 }

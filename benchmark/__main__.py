@@ -69,15 +69,24 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         "--only",
         type=utils.names,
         default=[],
-        help=f"one or some of {','.join(PARTS)} (default: all)",
+        help=f"one or some of {','.join(PARTS)} (default: all but engines; with --peer none)",
     )
     add("--devices", type=utils.names, default=[],
         help="of part parallel (default: the GPUs, else logical CPUs)")  # fmt: skip
     add("--k", type=utils.factor, default=8, help="widening factor (default: 8)")
-    add("--batch_size", type=count, help="images (default: 100 in part parallel, else 90)")
+    add(
+        "--batch_size",
+        type=count,
+        help="images (default: 100 in part parallel, else 90; part engines: always 100 and 1)",
+    )
     add("--repeats", type=count, default=5, help="timed turns of each (default: 5)")
-    add("--precision", type=utils.names, default="float32",
-        help="float32 or bfloat16, or both, with a comma (part pipeline: the first)")  # fmt: skip
+    add(
+        "--precision",
+        type=utils.names,
+        default="float32",
+        help="float32 or bfloat16, or both, with a comma (part pipeline: the first; part engines: "
+        "float32)",
+    )
     add("--peer", type=utils.names, default=[],
         help="also compare the step of stage baseline with keras,torch")  # fmt: skip
     add(
@@ -107,8 +116,10 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("devices", "checkpoint"):
         if getattr(flags, name) and "parallel" not in flags.only:
             parser.error(f"--{name} has no effect without part parallel: add --only parallel")
-    if flags.batch_size and flags.only == ["engines"] and not flags.peer:
-        parser.error("--batch_size has no effect in part engines: leave it out")
+    if flags.only == ["engines"] and not flags.peer:
+        for name, default in (("batch_size", None), ("precision", ["float32"])):
+            if getattr(flags, name) != default:
+                parser.error(f"--{name} has no effect in part engines: leave it out")
     if "torch" in flags.peer and not utils.is_installed("torch"):
         parser.error("--peer torch needs PyTorch: pip install torch")
     try:

@@ -1,4 +1,4 @@
-"""What the benchmark times: each function returns `step()` and what else there is to tell.
+"""What the benchmark times: each `make_...` returns `step()` and what else there is to tell.
 
 A process of its own calls it (`timing`), without a data set or a trained network: weights, images
 and groups are made up.

@@ -1,6 +1,6 @@
 """The same Wide ResNet in plain Keras and in plain PyTorch, as their users would write it.
 
-`python -m benchmark --peer` times a training step of these against ours. Each function returns
+`python -m benchmark --peer` times a training step of these against ours. Each `..._step` returns
 `step()`, which makes one update on a fixed random batch and waits for it: cross entropy plus
 weight decay, SGD with momentum 0.9. PyTorch is optional (tested: torch 2.13, CPU).
 """

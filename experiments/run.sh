@@ -20,6 +20,7 @@ export PRESET=${PRESET:-paper}
 export DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 SEED=${SEED:-0}
 RUNS=${RUNS:-$HERE/runs/$PRESET${K:+-k$K}/table/seed$SEED}
+RUNS=${RUNS/#\~\//$HOME/} # as the Python programs do
 use_preset "$PRESET"
 find_python
 export PYTHON
@@ -53,7 +54,7 @@ list_rows() {
     echo "Without a suffix the groups are learned; -S: semantic, -C: clustering, -R: random."
 }
 
-# The paper's flags. The rate drops where those of group.sh and split.sh do, from the end.
+# The paper's flags. The rate drops as long before the end as that of split.sh.
 baseline() { # DIRECTORY FLAG ...
     "$PYTHON" "$HERE/train.py" \
         --stage baseline \

@@ -126,6 +126,7 @@ def test_what_is_refused(tmp_path):
         (["--k", "0.1"], "too small"),
         (["--repeats", "0"], "whole number"),
         (["--only", "engines", "--batch_size", 4], "no effect in part engines"),
+        (["--only", "engines", "--precision", "bfloat16"], "no effect in part engines"),
     ]:
         fails("benchmark", *flags, status=2, says=says)
     fails("benchmark", "--output_file", tmp_path / "no" / "b.json", says="output_file")

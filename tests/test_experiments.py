@@ -329,7 +329,7 @@ def caught(tmp_path):
 
     def catch(preset, script, *words, **variables):
         log.write_text("")
-        variables |= {"PRESET": preset, "RUNS": str(tmp_path / "r"), "BASEMODEL": "b"}
+        variables = {"PRESET": preset, "RUNS": str(tmp_path / "r"), "BASEMODEL": "b"} | variables
         run_script(script, *words, PYTHON=str(fake), LOG=str(log), **variables)
         calls = [call.strip().split("\n") for call in log.read_text().split("END")[:-1]]
         return [train.parse_flags(call) for call in calls if "--stage" in call]
@@ -349,6 +349,15 @@ def test_flags_go_to_the_trainings_that_know_them(caught):
         done = run_script("experiments/run.sh", row, flag, "1", PRESET="smoke", check=False)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert flag.partition("=")[0] in done.stderr
+
+
+def test_rows_in_the_home_folder(caught, tmp_path):
+    """In quotes, where the shell leaves ~ as it is."""
+    row = ("experiments/run.sh", "deep_2-2-2-R")
+    first, given = caught("cpu", *row, RUNS="~/x", HOME=str(tmp_path))
+    assert first.train_dir.startswith(f"{tmp_path}/x/shared/")
+    assert given.groups == f"{tmp_path}/x/deep_2-2-2-R/random.json"
+    assert (tmp_path / "x" / "deep_2-2-2-R").is_dir()
 
 
 def test_rows_share_a_baseline_of_the_same_flags_only(caught):

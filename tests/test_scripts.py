@@ -236,7 +236,7 @@ case "$*" in
 *download_cifar100.py*--archive*) ;;
 *download_cifar100.py*) exit "$DOWNLOAD" ;;
 *"--stage group"*)
-    echo "step 100/3000  loss 1.0000  accuracy 0.500  lr 0.1  700 images/s  0:05:12 left"
+    echo "step ${STEP:-100}/3000  loss 1.0000  accuracy 0.500  lr 0.1  700 images/s  0:05:12 left"
     echo "step 200/3000  loss 1.0000  accuracy 0.500  lr 0.1  700 images/s  0:09:00 left"
     exit "${GROUP:-0}" ;;
 esac
@@ -289,6 +289,8 @@ def test_quickstart_says_how_long_it_takes(quickstart):
     assert quickstart.out.count("minutes to the end") == 1
     # 5:12 and 0.8 as much again, in whole minutes.
     assert "0:05:12 left\n== about 10 minutes to the end" in quickstart.out
+    quickstart(STEP="2500")  # a run that goes on: grouping takes six times what is left of it
+    assert "0:05:12 left\n== about 31 minutes to the end" in quickstart.out
     assert quickstart(GROUP="130")[0] == 130  # an interruption ends it
 
 
