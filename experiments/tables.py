@@ -34,9 +34,10 @@ from experiments.rows import (
     is_tree,
 )
 
+WRITERS = {"results": "tables", "summary": "tables", "commands": "tables", "trend": "trend"}
 MARKERS = {
-    name: (f"<!-- {name}: written by experiments/tables.py -->", f"<!-- end of {name} -->")
-    for name in ("results", "summary", "commands")
+    name: (f"<!-- {name}: written by experiments/{writer}.py -->", f"<!-- end of {name} -->")
+    for name, writer in WRITERS.items()
 }
 KINDS = {"S": "semantic", "C": "clustering", "R": "random"}  # of groups; else they are learned
 

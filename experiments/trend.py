@@ -1,4 +1,4 @@
-"""How a tree's gap to its baseline goes with the width k: a table, and a figure over 1/k.
+"""How a tree's gap to its baseline goes with the width k: tables, and a figure over 1/k.
 
     python -m experiments.trend results/trend/k4 --output_file trend.png
 
@@ -22,6 +22,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 import utils
 from experiments.rows import RESULTS, check_same, find_results
+from experiments.tables import write_into
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,35 +40,42 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     shown = f"published rows, a folder a width (default: {RESULTS} and {RESULTS}/trend/k*)"
     add("folders", nargs="*", type=utils.path, help=shown)
     add("--output_file", type=utils.path, default="", help="the figure (default: none is drawn)")
+    add("--write", metavar="FILE", type=utils.path, default="", help="put the tables into a page")
     flags = parser.parse_args(argv)
     flags.folders = flags.folders or [RESULTS, *sorted(glob.glob(f"{RESULTS}/trend/k*"))]
     return flags
 
 
-def gaps(folders: Sequence[str]) -> dict[str, list[tuple[float, float, float]]]:
-    """(k, gap, standard error) of every row at every width, k ascending; in points of test error.
+def by_width(folders: Sequence[str]) -> dict[float, dict[str, list[dict]]]:
+    """Results of every row at every width k, ascending.
 
     Raises:
         ValueError: a folder has no baseline; two are of one width, or differ in what they should
             have in common.
     """
-    gaps_by_row: dict[str, list] = {row: [] for row in ROWS}
-    baselines: dict[float, dict] = {}
+    widths: dict[float, dict[str, list[dict]]] = {}
     for folder in folders:
         rows = find_results(folder)
         if "baseline" not in rows:
             raise ValueError(f"{folder} has no baseline, from which a gap is counted: publish one")
         k = float(rows["baseline"][0]["network"].rpartition("-")[2])
-        if k in baselines:
+        if k in widths:
             raise ValueError(f"{folder} is of k = {k:g}, as another folder is: name one of them")
-        baselines[k] = rows["baseline"][0]
+        widths[k] = {row: rows[row] for row in ("baseline", *ROWS) if row in rows}
+    for name in ("preset", "dataset", "step"):
+        check_same(name, [rows["baseline"][0] for rows in widths.values()], "the trend")
+    return dict(sorted(widths.items()))
+
+
+def gaps(widths: dict[float, dict[str, list[dict]]]) -> dict[str, list[tuple[float, float, float]]]:
+    """(k, gap, standard error) of every row, k ascending; in points of test error."""
+    gaps_by_row: dict[str, list] = {row: [] for row in ROWS}
+    for k, rows in widths.items():
         base, base_error = error_of(rows["baseline"])
         for row in ROWS.keys() & rows.keys():
             mean, error = error_of(rows[row])
             gaps_by_row[row].append((k, mean - base, float(np.hypot(error, base_error))))
-    for name in ("preset", "dataset", "step"):
-        check_same(name, list(baselines.values()), "the trend")
-    return {row: sorted(points) for row, points in gaps_by_row.items() if points}
+    return {row: points for row, points in gaps_by_row.items() if points}
 
 
 def error_of(results: Sequence[dict]) -> tuple[float, float]:
@@ -98,7 +106,17 @@ def fit_power(points: Sequence[tuple[float, float, float]]) -> tuple[float, floa
     return -float(slope), float(covariance[0, 0] ** 0.5), float(np.exp(log_b))
 
 
-def table(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> str:
+def error_table(widths: dict[float, dict[str, list[dict]]]) -> str:
+    """Test errors, of several seeds their mean and how many."""
+    lines = [["test error, % (seeds)", *(f"k = {k:g}" for k in widths)]]
+    for row, name in {"baseline": "not split", **ROWS}.items():
+        found = [rows.get(row, []) for rows in widths.values()]
+        if any(found):
+            lines.append([name, *(f"{error_of(x)[0]:.2f} ({len(x)})" if x else "" for x in found)])
+    return utils.markdown_table(lines)
+
+
+def gap_table(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> str:
     """Gaps, c beside the prediction, the power of 1 / k that fits best, and k = 8 by either."""
     widths = sorted({k for points in gaps_by_row.values() for k, *_ in points})
     lines = [["gap to the baseline, points", *(f"k = {k:g}" for k in widths), "c", "predicted c",
@@ -151,14 +169,19 @@ def draw(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> Figure:
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
-    gaps_by_row = gaps(flags.folders)
+    widths = by_width(flags.folders)
+    gaps_by_row = gaps(widths)
     if not gaps_by_row:
         raise ValueError(f"there are none of the rows {', '.join(ROWS)}: publish some")
-    print(table(gaps_by_row))
+    text = f"{error_table(widths)}\n\n{gap_table(gaps_by_row)}"
+    print(text)
     if flags.output_file:
         utils.check_file(flags.output_file, "output_file")
         draw(gaps_by_row).savefig(flags.output_file)
         print(f"\nwritten: {flags.output_file}")
+    if flags.write:
+        write_into(flags.write, {"trend": text})
+        print(f"\nwritten into {flags.write}")
     return 0
 
 

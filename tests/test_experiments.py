@@ -76,8 +76,10 @@ def test_tables_and_report_of_the_rows(made, tmp_path, monkeypatch):
     status, out, error = inside("report", made / "seed0" / "deep_2-2-2", "--data_dir", data)
     assert status == 0, error
     assert "validation         grouped 0." in out and "test accuracy      finetuned tree 0." in out
-    pages = {name: tmp_path / f"{name}.md" for name in tables.MARKERS}
-    for name, (begin, end) in tables.MARKERS.items():
+    names = [name for name, writer in tables.WRITERS.items() if writer == "tables"]
+    pages = {name: tmp_path / f"{name}.md" for name in names}
+    for name in names:
+        begin, end = tables.MARKERS[name]
         pages[name].write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     assert inside("experiments/publish.py", made)[0] == 0
     texts = {}
@@ -482,8 +484,8 @@ def widths(tmp_path):
 
 
 def test_the_trend_finds_the_law(widths, tmp_path, monkeypatch):
-    found = trend.gaps(widths)
-    assert found == trend.gaps(widths[::-1])
+    found = trend.gaps(trend.by_width(widths))
+    assert found == trend.gaps(trend.by_width(widths[::-1]))
     assert [k for k, *_ in found["narrow"]] == [1, 2, 4]
     for row, c in [("deep_2-2-2", 8), ("deep_2-2-2-R", 10), ("narrow", 4)]:
         assert [gap for _, gap, _ in found[row]] == pytest.approx([c, c / 2, c / 4])
@@ -495,20 +497,26 @@ def test_the_trend_finds_the_law(widths, tmp_path, monkeypatch):
     power, error, factor = trend.fit_power([(1, 6, 0.6), (2, 3 * 2**0.5, 0.6)])
     assert (power, factor) == pytest.approx((0.5, 6))
     assert error == pytest.approx((0.1**2 + 0.02) ** 0.5 / math.log(2))
-    assert trend.table({"narrow": [(1, -1, 1), (2, 1, 1)]})  # a row may be better than its baseline
+    assert trend.gap_table({"narrow": [(1, -1, 1), (2, 1, 1)]})  # no error
     # The standard error of a difference of two means over 20,000 images each.
     expected = 100 * (0.38 * 0.62 / 20000 + 0.3 * 0.7 / 20000) ** 0.5
     assert found["deep_2-2-2"][0][2] == pytest.approx(expected)
-    file = tmp_path / "trend.png"
+    file, page = tmp_path / "trend.png", tmp_path / "page.md"
+    page.write_text("# Ours\n" + "\n".join(tables.MARKERS["trend"]) + "\nmore\n")
     monkeypatch.chdir(tmp_path)
     for folders in ([], widths):
-        status, out, error = inside("experiments/trend.py", *folders, "--output_file", file)
+        flags = ("--output_file", file, "--write", page)
+        status, out, error = inside("experiments/trend.py", *folders, *flags)
         assert status == 0, error
-        learned = re.search(r"learned groups.*", out)[0].split("|")
+        assert all(line in page.read_text() for line in out.splitlines() if "|" in line)
+        first, second = re.findall(r"learned groups.*", out)
+        assert re.findall(r"\d+\.\d+ \(2\)", first) == ["38.00 (2)", "34.00 (2)", "32.00 (2)"]
+        learned = second.split("|")
         assert [cell.split(" ± ")[0].strip() for cell in learned[1:-1]] == [
             "8.00", "4.00", "2.00", "8.0", "7.6", "1.00", "1.00", "1.00"
         ]  # fmt: skip
     assert file.stat().st_size > 10000
+    assert page.read_text().startswith("# Ours\n<!-- trend") and "more" in page.read_text()
 
 
 def test_what_the_trend_refuses(widths, tmp_path):
