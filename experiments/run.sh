@@ -20,7 +20,9 @@ export PRESET=${PRESET:-paper}
 export DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
 SEED=${SEED:-0}
 RUNS=${RUNS:-$HERE/runs/$PRESET${K:+-k$K}/table/seed$SEED}
-RUNS=${RUNS/#\~\//$HOME/} # as the Python programs do
+case $RUNS in
+\~/*) RUNS=$HOME/${RUNS#??} ;; # in quotes, where the shell leaves it; the programs do the same
+esac
 use_preset "$PRESET"
 find_python
 export PYTHON
