@@ -79,24 +79,10 @@ def test_reference_loss_and_gradients(reference):
 
 
 def test_reference_three_steps(reference):
-    """For the reference's images, or for some that differ from them by rounding errors.
-
-    In the second step of k1_1-1-4_unweighted one of the 6 images has an input of a ReLU of +-1e-6.
-    Rounding, which depends on the number of cores, decides its sign, and that 0.2 % of a kernel.
-    """
-    for attempt in range(8):
-        noise = np.random.default_rng(attempt).normal(size=reference["images"].shape)
-        images = (reference["images"] + 1e-6 * noise * (attempt > 0)).astype(np.float32)
-        try:
-            return three_steps(reference, images)
-        except AssertionError:
-            if attempt == 7:
-                raise
-
-
-def three_steps(reference, images):
+    # With one thread (one core) k1_1-1-4_unweighted fails: in its second step a ReLU of one of the 6
+    # images has an input of +-1e-6, whose sign rounding decides. TF_NUM_INTRAOP_THREADS=2 helps.
     trainer, rate = reference_trainer(reference)
-    batches = zip(images, reference["labels"], strict=True)
+    batches = zip(reference["images"], reference["labels"], strict=True)
     losses = [trainer.step(x, y, tf.constant(rate))[0] for x, y in batches]
     close(losses, reference["total_loss_steps"], 1e-3)
     expected = names(reference, "after/")
