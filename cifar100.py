@@ -204,8 +204,8 @@ def evaluation_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) 
 def _as_written(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Without tf.data's autotuning, which has nothing to choose here.
 
-    Its thread sleeps for up to a minute at a time, and at the end of a run TensorFlow waits for it
-    (it sees a cancellation only after the sleep if it wakes too early, as it does on one core).
+    Its thread sleeps for up to a minute at a time, and TensorFlow waits for it where an iterator
+    ends: on one core about every second evaluation ended seconds late, a training up to a minute.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
