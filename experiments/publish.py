@@ -3,7 +3,8 @@
     python -m experiments.publish runs/cpu-small/table
     python -m experiments.publish runs/cpu-k2/table --results results/trend/k2
 
-The second form is for rows of another width than that of results/: their networks stay.
+The second form is for rows of another width than that of results/: their networks stay. Both
+networks are of one seed, --pretrained_seed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import utils
 from experiments.rows import RESULTS, check_alike, collect, find_results, is_published, is_tree
 from utils import tf
 
-PRETRAINED, PRETRAINED_ROWS = "pretrained", ("baseline", "deep_2-2-2")  # of seed 0
+PRETRAINED, PRETRAINED_ROWS = "pretrained", ("baseline", "deep_2-2-2")
 METRICS_LINES = 500  # of a published metrics.jsonl
 PICTURES = ("sharpness.png", "superclasses.png")  # of the report, where it was made
 
@@ -34,15 +35,22 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("folder", nargs="?", type=utils.path, help="what experiments/run.sh filled")
     add("--results", type=utils.path, default=RESULTS, help=f"where to (default: {RESULTS})")
+    add("--pretrained_seed", type=int, default=0,
+        help=f"whose networks go into {PRETRAINED}/ (default: 0)")  # fmt: skip
     return parser.parse_args(argv)
 
 
-def publish(folder: str, results_by_row: dict[str, list[dict]], to: str = RESULTS) -> list[str]:
+def publish(
+    folder: str,
+    results_by_row: dict[str, list[dict]],
+    to: str = RESULTS,
+    pretrained_seed: int = 0,
+) -> list[str]:
     """Copy each row's result, flags, thinned metrics, groups and pictures into `to`.
 
     The baseline that given groups cut is copied as a part of their row. The weights of
-    PRETRAINED_ROWS, without the optimizer's state, go to PRETRAINED. Returns the folders that it
-    wrote.
+    PRETRAINED_ROWS of one seed, without the optimizer's state, go to PRETRAINED. Returns the
+    folders that it wrote.
 
     Raises:
         ValueError: they are published already, or `to` holds those of another preset, network
@@ -81,7 +89,7 @@ def publish(folder: str, results_by_row: dict[str, list[dict]], to: str = RESULT
                 elif os.path.exists(published):  # of other groups
                     os.remove(published)
             folders.append(target)
-            if of_results and row in PRETRAINED_ROWS and seed == 0:
+            if of_results and row in PRETRAINED_ROWS and seed == pretrained_seed:
                 weights = os.path.join(PRETRAINED, row)
                 checkpoint = os.path.join(run, os.path.basename(result["checkpoint"]))
                 shutil.rmtree(f"{weights}.new", ignore_errors=True)
@@ -158,7 +166,9 @@ def thin(records: list[dict]) -> list[dict]:
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
-    folders = publish(flags.folder, find_results(flags.folder), flags.results)
+    folders = publish(
+        flags.folder, find_results(flags.folder), flags.results, flags.pretrained_seed
+    )
     print("published: " + ", ".join(folders))
     return 0
 

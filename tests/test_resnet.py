@@ -79,8 +79,6 @@ def test_reference_loss_and_gradients(reference):
 
 
 def test_reference_three_steps(reference):
-    # With one thread (one core) k1_1-1-4_unweighted fails: in its second step a ReLU of one of the
-    # images has an input of +-1e-6, whose sign rounding decides. TF_NUM_INTRAOP_THREADS=2 helps.
     trainer, rate = reference_trainer(reference)
     batches = zip(reference["images"], reference["labels"], strict=True)
     losses = [trainer.step(x, y, tf.constant(rate))[0] for x, y in batches]
