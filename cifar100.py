@@ -29,6 +29,11 @@ CLASS_NAMES = """
     train trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """.split()  # noqa: SIM905, a list would be three times as long
 GET_DATA = "get it with: python download_cifar100.py --dataset_path {} (or --archive, --synthetic)"
+# What programs read of split.json.
+DESCRIPTION = {
+    "dataset": str, "counts": dict,
+    "class_names": list, "superclass_names": list, "superclass_of_class": list,
+}  # fmt: skip
 
 _AUGMENT = 1  # tells this use of a (seed, step) from others
 
@@ -50,8 +55,8 @@ def describe(data_dir: str) -> dict:
     try:
         with open(path, encoding="utf-8") as file:
             description = json.load(file)
-        good = isinstance(description["dataset"], str) and isinstance(description["counts"], dict)
-        problem = "" if good else "dataset and counts are not what they should be"
+        good = all(isinstance(description[name], kind) for name, kind in DESCRIPTION.items())
+        problem = "" if good else f"{', '.join(DESCRIPTION)} are not what they should be"
     except NotADirectoryError:
         raise ValueError(f"{data_dir} is a file: name the folder of the data set") from None
     except OSError:

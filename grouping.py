@@ -17,6 +17,8 @@ q2 is p1 with neighbouring groups added up and q3 is p2 treated likewise, so the
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -37,7 +39,9 @@ def format_groups(groups: Sequence[int]) -> str:
 def check_groups(groups: Sequence[int], features: Sequence[int], num_classes: int) -> None:
     """Raise ValueError unless `groups` can split levels with `features` inputs each."""
     shown = format_groups(groups)
-    if len(groups) != len(LEVELS) or any(not isinstance(g, int) or g < 1 for g in groups):
+    if len(groups) != len(LEVELS) or any(
+        not isinstance(g, numbers.Integral) or g < 1 for g in groups
+    ):
         raise ValueError(
             "groups are three whole numbers from 1 up (unit_2, unit_3, logits), got "
             f"{tuple(groups)}"
@@ -109,14 +113,13 @@ class NetworkConfig:
     dropout_unsplit: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "groups", tuple(self.groups))
         if self.num_residual_units < 1 or self.num_residual_units != int(self.num_residual_units):
             raise ValueError(
                 "num_residual_units must be a whole number from 1 up, got "
                 f"{self.num_residual_units}"
             )
         object.__setattr__(self, "num_residual_units", int(self.num_residual_units))
-        if self.k <= 0 or 16 * self.k != int(16 * self.k):
+        if not 0 < self.k < math.inf or 16 * self.k != int(16 * self.k):
             raise ValueError(
                 f"k must be positive and 16 * k a whole number of filters, got {self.k}"
             )
@@ -128,6 +131,7 @@ class NetworkConfig:
             )
         widths = [self.features(level - 1) for level in LEVELS]
         check_groups(self.groups, widths, self.num_classes)
+        object.__setattr__(self, "groups", tuple(map(int, self.groups)))
 
     def features(self, level: int) -> int:
         """Number of output features of level 0 (`init_conv`), 1, 2 or 3."""
@@ -163,7 +167,7 @@ def merge(q: tf.Tensor, num_merged: int) -> tf.Tensor:
 def overlap(q: tf.Tensor) -> tf.Tensor:
     """R_D, eq. (5), of an indicator `[G, D]`: sum over i<j of <q_i, q_j>, 1 when uniform.
 
-    The pairs' sum is half of (|sum_g q_g|^2 - sum_g |q_g|^2), and the columns of q sum to 1.
+    The pairs' sum is half of |sum_g q_g|^2 - sum_g |q_g|^2.
     """
     num_groups, size = q.shape
     pairs = (tf.reduce_sum(tf.square(tf.reduce_sum(q, axis=0))) - tf.reduce_sum(tf.square(q))) / 2

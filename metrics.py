@@ -111,7 +111,7 @@ def of_groups(net, confusion: np.ndarray, superclass_of: Sequence[int], masked: 
     if len(groups) > 1:
         values["superclass_pairs"] = pairs_together(groups, superclass_of)
         values["superclass_pairs_chance"] = chance_together(groups)
-    if isinstance(net, resnet.ResNet) and net.alphas and not masked:
+    if net.alphas and not masked:
         values["sharpness"] = grouping.sharpness(net)
         with contextlib.suppress(ValueError):  # of an empty group: this network cannot be cut
             values["squares_inside"] = grouping.squares_inside(net)

@@ -102,7 +102,7 @@ class Trainer(tf.Module):
             description=tf.Variable(self.description, trainable=False),
         )
         self._alphas = {}  # with the factor of its learning rate
-        for alpha in getattr(self.net, "alphas", {}).values():
+        for alpha in self.net.alphas.values():
             factor = grouping.growth_rate(alpha) if objective.group_equal_growth else 1.0
             self._alphas[alpha.ref()] = objective.group_lr_scale * factor
 

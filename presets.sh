@@ -53,7 +53,7 @@ use_preset() { # NAME
         SPLIT_FLAGS=("${COMMON[@]}" --max_steps 13500 --lr_first_step 4500)
         WIDTH=4 DROPOUT=0.9 DEEP_DROPOUT=1 REST=24
         ;;
-    cpu-small) # WRN-16-2, 40 epochs: the preset before `cpu`, of the rows in results/
+    cpu-small) # WRN-16-2, 40 epochs: of the rows in results/, but for results/trend/
         COMMON=(--val_interval 500 --checkpoint_interval 500)
         ALL_FLAGS=("${COMMON[@]}" --k 2 --max_steps 20000 --lr_decay 0.3
             --lr_step_epoch '24,30,34,37,39')

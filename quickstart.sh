@@ -5,7 +5,7 @@
 #                                    cifar-100-python; also CIFAR100_ARCHIVE=FILE
 #   ./quickstart.sh --synthetic      draws the synthetic set
 #   ./quickstart.sh --setup FILE ... makes .venv with what requirements files name, and ends
-# Run again, it goes on from what exists. Other presets take hours: presets.sh.
+# Run again, it goes on from what exists. Other presets take hours: README.md.
 [ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
 set -euo pipefail
 # The checkout: where this file is, or where its copy, which batch systems run, was submitted.
@@ -107,6 +107,7 @@ done
 # The shell opens a ~ only at the start of a word: --archive=~/FILE comes as it is.
 ARCHIVE=${ARCHIVE/#\~\//"${HOME-}"/}
 DATA_DIR=${DATA_DIR/#\~\//"${HOME-}"/}
+RUNS=${RUNS/#\~\//"${HOME-}"/}
 [ -z "$ARCHIVE" ] || [ -z "$SYNTHETIC" ] || fail "--archive and --synthetic exclude each other"
 [ -z "$ARCHIVE" ] || [ -e "$ARCHIVE" ] || fail "there is no archive '$ARCHIVE'"
 case $DATA_DIR in

@@ -375,6 +375,11 @@ class Branch(tf.Module):
 class _Network(Branch):
     """What the dense network and the tree have in common."""
 
+    @property
+    def alphas(self) -> dict[str, tf.Variable]:
+        """alpha `[G, D]` of every free indicator by its name, from the input to the output."""
+        return {}
+
     def __call__(self, images, training=False, dropout_seed=None):
         """Logits of a batch.
 
@@ -419,7 +424,6 @@ class ResNet(_Network):
 
     @property
     def alphas(self) -> dict[str, tf.Variable]:
-        """alpha `[G, D]` of every free indicator by its name, from the input to the output."""
         names = grouping.indicator_shapes(self.config)
         return {name: getattr(self.group, f"split_{name}").alpha for name in names}
 
@@ -571,7 +575,7 @@ def load_weights(net: ResNet | SplitResNet, tensors: dict[str, np.ndarray]) -> N
 
 def class_groups(net: ResNet | SplitResNet) -> list[np.ndarray]:
     """Classes of each group: of a tree's leaves, or as a grouped dense network stands now."""
-    if isinstance(net, ResNet) and "q1" in net.alphas:
+    if "q1" in net.alphas:
         group_of = np.argmax(net.alphas["q1"].numpy(), axis=0)
         return [np.flatnonzero(group_of == g) for g in range(net.config.groups[2])]
     return [leaf.classes for leaf in net.leaves()]

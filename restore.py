@@ -86,6 +86,11 @@ def load_evaluated(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.Spli
     except ValueError as error:
         raise ValueError(f"{error}: name an older model.ckpt-STEP of the run") from None
     net, description = load_network(path, tensors)
+    if net.config.num_classes != cifar100.NUM_CLASSES:
+        raise ValueError(
+            f"{path} tells {net.config.num_classes} classes apart, and the data set has "
+            f"{cifar100.NUM_CLASSES}: name a network of as many"
+        )
     if masked:
         if not isinstance(net, resnet.ResNet) or max(net.config.groups) == 1:
             raise ValueError(
@@ -214,10 +219,8 @@ def read_groups(path: str, num_groups: int, class_names: Sequence[str]) -> list[
     if missing:
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise ValueError(f"--groups {path} lacks the class {missing[0]}{others}")
-    members = [
-        [n for n, group in group_of.items() if group == index] for index in range(num_groups)
-    ]
-    return [np.sort(numbers) for numbers in members]
+    of_class = np.array([group_of[number] for number in range(len(class_names))])
+    return [np.flatnonzero(of_class == index) for index in range(num_groups)]
 
 
 def _given_groups(flags: argparse.Namespace, num_groups: int) -> list[np.ndarray]:
@@ -438,14 +441,15 @@ def finished_result(flags: argparse.Namespace, dataset: dict) -> dict | None:
             utils.read_json(os.path.join(flags.train_dir, name))
             for name in ("result.json", "config.json")
         )
-    except (ValueError, FileNotFoundError):
+        before = config["flags"]
+    except (ValueError, KeyError, FileNotFoundError):
         return None
     if result.get("step") != flags.max_steps:
         return None
     check_dataset(flags.train_dir, result, dataset, flags.data_dir)
     # An extension that came to nothing leaves its number of steps in config.json.
     extended = {"max_steps"}
-    if all(map(_schedule_ends_with_stage, (config["flags"], vars(flags)))):
+    if all(map(_schedule_ends_with_stage, (before, vars(flags)))):
         extended.add("lr_total_steps")
     changes = _changed_flags(config, flags, besides=extended)
     if changes:
@@ -479,23 +483,31 @@ def _changed_flags(config: dict, flags: argparse.Namespace, besides=()) -> list[
         for name, attribute in [("k", "k"), ("num_residual_units",) * 2, ("ngroups", "groups")]
         if attribute in network
     }
-    return [
-        f"--{name} {before[name]} -> {value}"
+    changes = [
+        (name, before[name], value)
         for name, value in json.loads(json.dumps(vars(flags))).items()
         if name not in same_numbers and name in before and value not in (None, before[name])
+    ]
+    return [
+        "--ngroups3-2-1 {} -> {}".format(*map(grouping.format_groups, values))
+        if name == "ngroups"
+        else "--{} {} -> {}".format(name, *values)
+        for name, *values in changes
     ]
 
 
 def print_changed_flags(path: str, flags: argparse.Namespace, step: int, num_images: int) -> None:
-    """Tell which flags are not those of the run's newest checkpoint.
+    """Tell which flags are not those of the run whose checkpoint this one goes on from.
 
     Args:
-        path: of its config.json.
-        step: that it goes on from.
+        path: of the checkpoint.
+        step: of it.
         num_images: of the training set.
     """
     try:
-        config = utils.read_json(path)
+        config = utils.read_json(os.path.join(os.path.dirname(path), "config.json"))
+    except FileNotFoundError:
+        return
     except ValueError as error:
         print(f"the flags of the last start are not known: {error}")
         return

@@ -41,18 +41,21 @@ def _flag_table() -> list[tuple]:
          "residual blocks in each of the three stages (2: WRN-16); in split the base's"),
         ("k", utils.factor, 8, STAGES, "widening factor; in split the base's"),
         ("ngroups1", count, 1, ("group", "split"),
-         "number of groups of the classifier (1: not split)"),
-        ("ngroups2", count, 1, ("group", "split"), "number of groups of unit_3 (1: not split)"),
-        ("ngroups3", count, 1, ("group", "split"), "number of groups of unit_2 (1: not split)"),
+         "number of groups of the classifier (1: not split); in split all three are the base's, "
+         "unless one is given"),
+        ("ngroups2", count, 1, ("group", "split"), "number of groups of unit_3, likewise"),
+        ("ngroups3", count, 1, ("group", "split"), "number of groups of unit_2, likewise"),
         ("groups", utils.path, "", ("split",),
          "JSON file of class groups to cut a baseline into (experiments/variants.py makes some)"),
         ("equal_groups", utils.boolean, False, ("split",),
          "cut into groups of equal size, with the largest sum of log shares"),
-        ("l2_weight", weight, 1e-4, STAGES, "weight decay, the lambda of eq. (1)"),
+        ("l2_weight", weight, 1e-4, STAGES,
+         "weight decay, twice the lambda of eq. (1): it stands before half the squared weights"),
         ("gamma1", weight, 1.0, grouped, "weight of overlap (R_D, eq. 5): makes groups disjoint"),
         ("gamma2", weight, 1.0, grouped, "weight of weight_split (R_W, eq. 4): empties the cut"),
         ("gamma2_step_epoch", _epochs, [], grouped, "epochs at which gamma2 grows, such as 10"),
-        ("gamma2_growth", positive, 10.0, grouped, "factor by which gamma2 grows each time"),
+        ("gamma2_growth", utils.number(float, above=0, high=1e6), 10.0, grouped,
+         "factor by which gamma2 grows each time"),
         ("gamma3", weight, 10.0, grouped, "weight of uniform (R_E, eq. 6): balances the groups"),
         ("dropout_keep_prob", utils.number(float, above=0, high=1), 1.0, STAGES,
          "share of the inputs of split layers that dropout keeps (baseline: of unit_2 and on)"),
@@ -149,7 +152,7 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
         known = " or ".join(utils.PRECISIONS)
         parser.error(f"--precision must be {known}, got {flags.precision!r}")
     if flags.jit_compile and (len(flags.devices) > 1 or devices.read_tf_config()):
-        several = "--devices" if flags.devices else "TF_CONFIG"
+        several = "--devices" if len(flags.devices) > 1 else "TF_CONFIG"
         parser.error(f"--jit_compile compiles for one device: leave it or {several} out")
     _check_schedule(parser, flags, given)
     if flags.nesterov and not flags.momentum:
@@ -177,7 +180,8 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
         settings["groups"] = flags.ngroups
         grouping.NetworkConfig(**{name: v for name, v in settings.items() if v is not None})
     except ValueError as error:
-        parser.error(f"{error} [--ngroups3 is unit_2, --ngroups2 unit_3, --ngroups1 logits]")
+        levels = " [--ngroups3 is unit_2, --ngroups2 unit_3, --ngroups1 logits]"
+        parser.error(f"{error}{levels if str(error).startswith('groups') else ''}")
 
 
 def _check_schedule(parser: utils.FlagParser, flags: argparse.Namespace, given: set[str]) -> None:

@@ -164,9 +164,13 @@ def test_no_data_says_how_to_get_them(tmp_path):
     (tmp_path / "split.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
         cifar100.load(str(tmp_path), "train")
-    (tmp_path / "split.json").write_text(json.dumps([1]))
-    with pytest.raises(ValueError, match="damaged"):
-        cifar100.load(str(tmp_path), "train")
+    write_data(tmp_path, {"train": 20})
+    names = json.loads((tmp_path / "split.json").read_text())
+    del names["superclass_of_class"]
+    for description in ([1], names):
+        (tmp_path / "split.json").write_text(json.dumps(description))
+        with pytest.raises(ValueError, match="damaged"):
+            cifar100.load(str(tmp_path), "train")
 
 
 def test_the_project_has_no_other_readers_of_the_files():

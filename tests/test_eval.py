@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import pickle
 import shutil
@@ -145,6 +146,15 @@ def test_descriptions_that_make_no_network(description, data_dir, tmp_path):
     with rundir.Run(str(tmp_path)) as run:
         path = run.save(tf.train.Checkpoint(description=variable, x=tf.Variable(1.0)), 1)
     fails("eval.py", "--checkpoint", tmp_path, "--data_dir", data_dir, says=path)
+
+
+def test_a_network_of_other_classes(data_dir, tmp_path):
+    net = resnet.ResNet(resnet.NetworkConfig(num_residual_units=1, k=1, num_classes=10))
+    variable = tf.Variable(json.dumps(resnet.to_dict(net)))
+    with rundir.Run(str(tmp_path)) as run:
+        run.save(tf.train.Checkpoint(net=net, description=variable), 1)
+    says = "tells 10 classes apart, and the data set has 100"
+    fails("eval.py", "--checkpoint", tmp_path, "--data_dir", data_dir, says=says)
 
 
 def test_damaged_checkpoint(checkpoints, data_dir, tmp_path):

@@ -111,7 +111,10 @@ def test_impossible_groups_are_refused(groups):
 
 @pytest.mark.parametrize("groups", [(1, 1, 1), (1, 1, 100), (1, 2, 3), (2, 3, 5), (16, 16, 64)])
 def test_possible_groups(groups):
-    assert resnet.NetworkConfig(k=1 if groups[2] < 100 else 2, groups=groups).groups == groups
+    k = 1 if groups[2] < 100 else 2
+    assert resnet.NetworkConfig(k=k, groups=groups).groups == groups
+    config = resnet.NetworkConfig(k=k, groups=np.array(groups))
+    assert config.groups == groups and all(type(g) is int for g in config.groups)
 
 
 def test_nothing_split_gives_zeros():

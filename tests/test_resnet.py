@@ -350,7 +350,15 @@ def test_weights_of_another_network_are_refused():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"k": 0}, {"k": 0.3}, {"num_residual_units": 0}, {"dropout_keep_prob": 0}, {"num_classes": 1}],
+    [
+        {"k": 0},
+        {"k": 0.3},
+        {"k": np.inf},
+        {"k": np.nan},
+        {"num_residual_units": 0},
+        {"dropout_keep_prob": 0},
+        {"num_classes": 1},
+    ],
 )
 def test_bad_configurations(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -230,6 +230,8 @@ def test_restore_order_is_printed(runs, tmp_path, data_dir):
     flags["checkpoint"] = os.path.join(runs["group"], "model.ckpt-4")
     other = run("group", str(tmp_path / "r"), data_dir, **flags)
     assert "model.ckpt-4 (--checkpoint)" in other and "last start" not in other
+    other = run("group", str(tmp_path / "s"), data_dir, **flags, l2_weight=0.001)
+    assert "changed since the last start: --l2_weight 0.0001 -> 0.001" in other
     nothing_left = run("group", str(tmp_path / "n"), data_dir, **flags, max_steps=4)
     assert "at step 4; best validation accuracy" in nothing_left
 
@@ -251,7 +253,7 @@ def test_complete_run_of_the_network_that_flags_repeat(runs, data_dir):
     same = {"k": 1, "num_residual_units": 1, "ngroups1": 4, "ngroups2": 4, "ngroups3": 2}
     assert "was complete before" in run("split", runs["split"], data_dir, **flags, **same)
     other = flags | same | {"ngroups1": 8}
-    says = "(--ngroups [2, 4, 4] -> [2, 4, 8])"
+    says = "(--ngroups3-2-1 2-4-4 -> 2-4-8)"
     refused("split", runs["split"], data_dir, says, **other)
 
 
@@ -346,6 +348,8 @@ def test_complete_run_whose_checkpoint_is_damaged(runs, data_dir, tmp_path):
     os.truncate(copy / "model.ckpt-6.data-00000-of-00001", 100)
     out = run("baseline", str(copy), data_dir, lr_step_epoch="0.2,0.3")
     assert "model.ckpt-6 is torn" in out and "model.ckpt-4, step 4" in out
+    (copy / "config.json").write_text("{}")
+    assert "model.ckpt-6, step 6" in run("baseline", str(copy), data_dir, lr_step_epoch="0.2,0.3")
     again = rundir.read_checkpoint(rundir.find_checkpoint(str(copy)))
     np.testing.assert_array_equal(again["net/logits/fc/weights"], whole["net/logits/fc/weights"])
 
@@ -408,7 +412,8 @@ def test_split_checkpoint_describes_itself(runs):
         ("baseline", {"batch_size": 0}, ">= 1"),
         ("baseline", {"initial_lr": "nan"}, "a number > 0"),
         ("baseline", {"lr_step_epoch": "300,240"}, "ascending"),
-        ("baseline", {"k": 0.3}, "16 * k"),
+        ("baseline", {"k": 0.3}, "16 * k a whole number of filters, got 0.3\n"),
+        ("group", {"gamma2_growth": 1e200}, "<= 1"),
         ("baseline", {"precision": "float16"}, "float32 or bfloat16"),
         ("baseline", {"bn_no_scale": "perhaps"}, "True or False"),
         ("baseline", {"momentum": 1}, "< 1"),
@@ -537,7 +542,9 @@ def test_spoiled_weights_are_not_saved(tmp_path, data_dir):
     with rundir.Run(str(tmp_path)) as run:
         steps = loop.Loop(flags, run, trainer, data)
         net.logits.fc.biases.assign(tf.fill([100], np.nan))
-        with pytest.raises(ValueError, match="step 0: weights went first.*checkpoint is none"):
+        with pytest.raises(
+            ValueError, match="weights are not finite after step 0.*checkpoint is none"
+        ):
             steps.save()
     assert not rundir.checkpoint_steps(str(tmp_path))
 

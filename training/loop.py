@@ -54,7 +54,8 @@ class Loop:
             trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy
         )
         self.saved = self.step if self.step in rundir.checkpoint_steps(run.directory) else None
-        self._first, self._start = self.step, 0.0  # of this process's steps but the first
+        # Of this process's steps but the first, which compiles: since when, and seconds in steps.
+        self._first, self._start, self._seconds = self.step, 0.0, 0.0
 
     def _batches(self) -> tf.data.Dataset | tf.distribute.DistributedDataset:
         """The training batches from this step on, each replica's share of them."""
@@ -103,7 +104,7 @@ class Loop:
         """Steps up to `max_steps` or an interruption; a checkpoint at the end of either."""
         flags, batches = self.flags, iter(self.batches)
         while self.step < flags.max_steps and not self._interrupted(interruption):
-            rate = self.learning_rate()
+            start, rate = time.perf_counter(), self.learning_rate()
             images, labels = next(batches)
             values = self.trainer.step(
                 images, labels, tf.constant(rate, tf.float32), tf.constant(self.gamma2_growth())
@@ -112,6 +113,8 @@ class Loop:
             self.step += 1
             if self.step == self._first + 1:
                 self._start = time.perf_counter()
+            else:
+                self._seconds += time.perf_counter() - start
             last = self.step == flags.max_steps
             if last or self.step % flags.display == 0:
                 self._progress(rate)
@@ -138,16 +141,16 @@ class Loop:
         finite = dict(zip(METRICS, np.isfinite(values), strict=True))
         # The loss is their sum, so that it is to blame only where no term is.
         bad = [name for name in (*METRICS[1:], "loss") if not finite[name]]
-        self._stop(bad[0], self.step + 1)
+        step = self.step + 1
+        self._stop(f"the loss is not finite at step {step}: {bad[0]} went first", step)
 
-    def _stop(self, first: str, step: int) -> NoReturn:
+    def _stop(self, problem: str, step: int) -> NoReturn:
         steps = rundir.checkpoint_steps(self.run.directory)
         last = rundir.checkpoint_path(self.run.directory, steps[-1]) if steps else "none"
         rate = learning_rate(self.flags, step - 1, self.steps_per_epoch)
         raise ValueError(
-            f"the loss is not finite at step {step}: {first} went first, learning rate "
-            f"{rate:g}; the last good checkpoint is {last}; lower --initial_lr or "
-            "the gammas"
+            f"{problem}, learning rate {rate:g}; the last good checkpoint is {last}; lower "
+            "--initial_lr or the gammas"
         )
 
     def _progress(self, rate: float) -> None:
@@ -160,9 +163,10 @@ class Loop:
         line = f"step {self.step}/{flags.max_steps}  loss {means['loss']:.4f}  "
         line += f"accuracy {means['accuracy']:.3f}  lr {rate:g}"
         if timed:
-            seconds = (time.perf_counter() - self._start) / timed
-            left = seconds * (flags.max_steps - self.step)
-            line += f"  {flags.batch_size / seconds:.0f} images/s  {_duration(left)} left"
+            # What is left has validations and checkpoints as well.
+            left = (time.perf_counter() - self._start) / timed * (flags.max_steps - self.step)
+            images = flags.batch_size * timed
+            line += f"  {images / self._seconds:.0f} images/s  {_duration(left)} left"
         utils.say(line)
         if self.flags.stage != "group":
             means = {name: value for name, value in means.items() if name not in TERMS}
@@ -222,7 +226,7 @@ class Loop:
         if self.saved == self.step:
             return
         if not self.trainer.is_finite():
-            self._stop("weights", self.step)
+            self._stop(f"the weights are not finite after step {self.step}", self.step)
         # Not before: a start that comes to no checkpoint leaves the flags of those that there are.
         self.run.write("config.json", self.config)
         self.run.save(self.trainer.checkpoint, self.step)
@@ -291,8 +295,8 @@ def _run(flags, data, run_info, strategy, interruption) -> int:
         )
         loop = Loop(flags, run, trainer, data)
         loop.check_workers()
-        if path and os.path.exists(run.path("config.json")):
-            restore.print_changed_flags(run.path("config.json"), flags, step, len(data["train"][1]))
+        if path:
+            restore.print_changed_flags(path, flags, step, len(data["train"][1]))
         if rundir.checkpoint_steps(flags.train_dir):
             run.resume_metrics(step)
         else:
