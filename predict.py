@@ -3,7 +3,7 @@
     python predict.py cat.jpg holiday/                      with pretrained/deep_2-2-2
     python predict.py --checkpoint runs/cpu/split --json True holiday/
 
-Pictures are PNG, JPEG, GIF (the first frame) or BMP (24 bits) of any size: their centre square is
+Pictures are PNG, JPEG, WebP, BMP or GIF (the first frame) of any size: their centre square is
 shrunk to 32x32. Of a folder all files with such an ending are taken. What is no picture is named,
 the others are classified, and the exit status is 1.
 """
@@ -11,13 +11,17 @@ the others are classified, and the exit status is 1.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import struct
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
 import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 import cifar100
 import rundir
@@ -25,7 +29,10 @@ import utils
 from utils import tf
 
 DEFAULT = os.path.join(os.path.dirname(os.path.realpath(__file__)), "pretrained", "deep_2-2-2")
-ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+PILLOW_RAISES = (OSError, SyntaxError, ValueError, EOFError, struct.error,
+                 Image.DecompressionBombError)  # fmt: skip
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 SHOWN = 5  # classes of a picture
 MANY = 20  # pictures from which on a terminal sees how far it is
 
@@ -81,29 +88,28 @@ def read_picture(path: str) -> np.ndarray:
             content = file.read()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    is_png = content.startswith(b"\x89PNG")
     try:
-        picture = tf.io.decode_image(content, 0 if is_png else 3, expand_animations=False)
-    except tf.errors.OpError as error:
-        reason = utils.first_line(error) if content else "it is empty"
+        with warnings.catch_warnings():  # of large pictures and of EXIF data that are damaged
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+                picture = _on_white(ImageOps.exif_transpose(picture))
+    except UnidentifiedImageError:
+        reason = f"it is none of {', '.join(FORMATS)}" if content else "it is empty"
         raise ValueError(f"{path} is no picture that can be read ({reason})") from None
-    picture = _on_white(picture.numpy().astype(np.float32))
-    side = min(picture.shape[:2])
-    top, left = ((length - side) // 2 for length in picture.shape[:2])
-    picture = picture[top : top + side, left : left + side]
-    if side != cifar100.IMAGE_SIZE:
-        size = [cifar100.IMAGE_SIZE] * 2
-        picture = tf.image.resize(picture, size, "bicubic", antialias=True).numpy()
-    return np.clip(np.round(picture), 0, 255).astype(np.uint8)
+    except PILLOW_RAISES as error:
+        raise ValueError(f"{path} is no picture that can be read ({error})") from None
+    size = [cifar100.IMAGE_SIZE] * 2
+    return np.array(ImageOps.fit(picture, size, Image.Resampling.BICUBIC))
 
 
-def _on_white(picture: np.ndarray) -> np.ndarray:
-    """Grey and transparent pictures `[H, W, 1 to 4]` as `[H, W, 3]`, on a white ground."""
-    channels = picture.shape[-1]
-    if channels in (2, 4):
-        opaque = picture[..., -1:] / 255
-        picture = picture[..., :-1] * opaque + 255 * (1 - opaque)
-    return np.repeat(picture, 3, axis=-1) if channels < 3 else picture
+def _on_white(picture: Image.Image) -> Image.Image:
+    """Any picture with 8 bits for each of red, green and blue, what is transparent on white."""
+    if picture.mode.startswith("I"):  # 16 bits of grey, of which Pillow would keep the lowest
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
 
 
 # ---------------------------------------------------------------- classes
