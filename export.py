@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -30,8 +31,11 @@ from formats.files import ENGINES, PACKAGES, RUNNERS, WRITERS
 from formats.models import Model, one_branch, parts, whole
 from utils import tf
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # of logits; of features in units of their largest
 ENDINGS = {"savedmodel": "/1", "onnx": ".onnx", "litert": ".tflite"}  # of parts
+# The names in a folder of ours.
+SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
+PART = re.compile(r"(trunk|branch_\d+)(\.onnx|\.tflite)?")
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -47,7 +51,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         help="export the trunk and the branches as models of their own")  # fmt: skip
     add("--quantize", default="", choices=("", "int8"), help="weights of litert: int8")
     add("--overwrite", type=utils.boolean, nargs="?", const=True, default=False,
-        help="replace an output that exists")  # fmt: skip
+        help="replace a file that exists, or a folder that holds an export alone")  # fmt: skip
     add("--data_dir", type=utils.path, default="",
         help="data set for names of classes (default: CIFAR-100's), int8's accuracy")  # fmt: skip
     flags = parser.parse_args(argv)
@@ -63,13 +67,18 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 def compare(model: Model, run, number: int = 16) -> tuple[float, float]:
     """Largest difference of a written model from the network on random inputs, for two numbers of
-    them; and the share of inputs whose largest output is the same."""
+    them; and the share of inputs whose largest output is the same.
+
+    Features, which no softmax bounds, count in units of their largest.
+    """
     largest, alike = np.float32(0), []
     for count in (1, number):
         x = model.random_input(count)
         outputs = run(x)
         for name, value in zip(model.outputs, model.function(tf.constant(x)), strict=True):
             difference = np.abs(outputs[name] - value.numpy()).max()
+            if name != "logits":
+                difference /= max(np.abs(value).max(), 1)
             largest = np.maximum(largest, difference)  # max() would lose NaN
             flat = [np.reshape(v, (count, -1)).argmax(axis=1) for v in (outputs[name], value)]
             alike += (flat[0] == flat[1]).tolist()
@@ -99,14 +108,29 @@ def export(model: Model, path: str, flags: argparse.Namespace) -> str:
     if flags.quantize:
         words += f", {alike:.1%} of the predictions the same"
         if flags.data_dir and not flags.parts:
-            share = accuracy(run, flags.data_dir, model.metadata["classes"])
-            words += f", accuracy {share:.4f} on the test images"
+            numbers = model.metadata["classes"]
+            share = accuracy(run, flags.data_dir, numbers)
+            words += f", accuracy {share:.4f} on the test images of its {len(numbers)} classes"
     elif not difference <= TOLERANCE:
         raise ValueError(
             f"{flags.output} was not written: {flags.format} differs from the network by "
             f"{difference:.2g}, more than {TOLERANCE:g}"
         )
     return words
+
+
+def check_output(path: str, overwrite: bool) -> None:
+    """Raise ValueError unless a name is free, or what has it may be replaced."""
+    if not os.path.exists(path):
+        return
+    if os.path.isdir(path):
+        names = os.listdir(path)
+        if not SAVED_MODEL.issuperset(names) and not all(map(PART.fullmatch, names)):
+            raise ValueError(
+                f"{path} is a folder that holds more than an export: name another --output"
+            )
+    if not overwrite:
+        raise ValueError(f"{path} exists: name another --output, or give --overwrite")
 
 
 def put_in_place(part: str, path: str) -> None:
@@ -139,8 +163,7 @@ def main(argv: Sequence[str]) -> int:
         names = " ".join(PACKAGES.get(package, package) for package in missing)
         raise ValueError(f"--format {flags.format} needs more packages: pip install {names}")
     flags.output = os.path.normpath(flags.output)  # without a slash at the end
-    if os.path.exists(flags.output) and not flags.overwrite:
-        raise ValueError(f"{flags.output} exists: name another --output, or give --overwrite")
+    check_output(flags.output, flags.overwrite)
     utils.check_folder(os.path.dirname(flags.output) or ".", "output")
     import resnet  # loads TensorFlow, for which a mistake in the flags need not wait
     import restore

@@ -336,12 +336,16 @@ class Branch(tf.Module):
         """FLOPs per image of this branch's own layers, without what is behind its fork."""
         return count(self)[1] - sum(count(branch)[1] for branch in self.branches)
 
-    def features(self, x, training=False, dropout_seed=None):
-        """This branch's own blocks: images or features in, features `[B, H, W, C]` out."""
+    def features(self, x, training=False, dropout_seed=None, wanted: slice | None = None):
+        """This branch's own blocks: images or features in, features `[B, H, W, C]` out.
+
+        `wanted` restricts the channels that come out, and what the last block computes, to those.
+        """
         if self.first_level == 1:
             x = self.init_conv(x)
-        for block in self.blocks:
-            x = block(x, training, dropout_seed)
+        blocks = self.blocks
+        for block in blocks:
+            x = block(x, training, dropout_seed, wanted if block is blocks[-1] else None)
         return x
 
     def head(self, x, training=False, dropout_seed=None):

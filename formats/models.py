@@ -130,12 +130,7 @@ def _logits_of(leaf, branch, x) -> tf.Tensor:
     if not branch.num_branches:
         return branch.head(branch.features(x))
     child, channels = way_to(branch, leaf)
-    if branch.first_level == 1:
-        x = branch.init_conv(x)
-    *blocks, last = branch.blocks
-    for block in blocks:
-        x = block(x)
-    return _logits_of(leaf, child, last(x, wanted=channels))
+    return _logits_of(leaf, child, branch.features(x, wanted=channels))
 
 
 def way_to(branch, leaf) -> tuple:

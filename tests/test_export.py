@@ -213,7 +213,7 @@ def test_weights_of_eight_bits(saved, tmp_path):
     path.write_text(path.read_text().replace("synthetic", "cifar100"))
     data = ("--data_dir", other)
     out = exported(run, "litert", tmp_path / "measured", "--quantize", "int8", *data)
-    assert "on the test images" in out
+    assert "on the test images of its 100 classes" in out
     exported(run, "litert", tmp_path / "parts", "--quantize", "int8", "--parts", True, *data)
 
 
@@ -246,16 +246,29 @@ def test_what_is_refused_leaves_nothing(saved, tmp_path, monkeypatch):
 def test_an_output_that_exists_is_replaced_on_request_only(saved, tmp_path):
     _, run = saved["2-2-2"]
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine").touch()
     tree = ("--checkpoint", run, "--format", "savedmodel", "--output", tmp_path / "model")
     fails("export.py", *tree, says="exists: name another --output, or give --overwrite")
+    mine = tmp_path / "model" / "mine"
+    mine.touch()
+    says = "holds more than an export: name another --output"
+    fails("export.py", *tree, "--overwrite", says=says)
     assert os.listdir(tmp_path / "model") == ["mine"]
+    mine.unlink()
     exported(run, "savedmodel", tmp_path / "model", "--overwrite", True)
     assert "saved_model.pb" in os.listdir(tmp_path / "model")
     assert os.listdir(tmp_path) == ["model"]
     exported(run, "savedmodel", f"{tmp_path}/model/", "--overwrite", True)
+    exported(run, "savedmodel", tmp_path / "model", "--overwrite", True, "--parts")
+    exported(run, "savedmodel", tmp_path / "model", "--overwrite", True, "--parts")
     exported(run, "savedmodel", f"{tmp_path}/lr=[0.1]\\*/")
     assert sorted(os.listdir(tmp_path)) == ["lr=[0.1]\\*", "model"]
+
+
+def test_features_count_in_units_of_their_largest(tmp_path):
+    """Those of a trained trunk go up to 40, where engines differ by 1e-4 through rounding."""
+    need("onnx")
+    run = os.path.join(ROOT, "pretrained", "deep_2-2-2")
+    exported(run, "onnx", tmp_path / "parts", "--parts", True)
 
 
 def test_a_model_that_is_not_a_number_is_no_copy():
