@@ -380,16 +380,6 @@ ENGINE_COLUMNS = {
 }
 
 
-def _measure(title: str, rows: Iterator[dict], columns: dict) -> list[dict]:
-    """All rows, told one by one while they are measured and as a table at the end."""
-    measured = []
-    for row in rows:
-        measured.append(row)
-        print("  ".join(cell(row) for cell in columns.values()), flush=True)
-    print(f"\n{title}\n\n{table(measured, columns)}\n", flush=True)
-    return measured
-
-
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
     utils.check_file(flags.output_file, "output_file")
@@ -403,17 +393,24 @@ def main(argv: Sequence[str]) -> int:
             results = before
         else:
             print(f"{flags.output_file} is of other code or of another machine: it starts anew\n")
+
+    def measure(part: str, title: str, rows: Iterator[dict], columns: dict) -> None:
+        """A part's rows, told and written one by one: what comes later may fail; then a table."""
+        measured = []
+        for row in rows:
+            measured.append(row)
+            results[part] = measured
+            utils.write_json(flags.output_file, results)
+            print("  ".join(cell(row) for cell in columns.values()), flush=True)
+        print(f"\n{title}\n\n{table(measured, columns)}\n", flush=True)
+
     if "parallel" in flags.only:
-        title = f"Inference of {name}"
-        results["parallel"] = _measure(title, parallel(flags), PARALLEL_COLUMNS)
-        utils.write_json(flags.output_file, results)
+        measure("parallel", f"Inference of {name}", parallel(flags), PARALLEL_COLUMNS)
         most = max((row["devices"] for row in results["parallel"]), default=0)
         if not tf.config.list_physical_devices("GPU") and most > cores:
             print(f"Rows of more than {cores} devices have too few cores here.\n")
     if "training" in flags.only:
-        title = f"A training step of {name}"
-        results["training"] = _measure(title, training(flags), TRAINING_COLUMNS)
-        utils.write_json(flags.output_file, results)
+        measure("training", f"A training step of {name}", training(flags), TRAINING_COLUMNS)
     if "pipeline" in flags.only:
         results["pipeline"] = pipeline(flags)
         utils.write_json(flags.output_file, results)
@@ -423,12 +420,10 @@ def main(argv: Sequence[str]) -> int:
         )
     if "engines" in flags.only:
         title = f"Inference of exported {name} by other engines"
-        results["engines"] = _measure(title, compare_engines(flags), ENGINE_COLUMNS)
-        utils.write_json(flags.output_file, results)
+        measure("engines", title, compare_engines(flags), ENGINE_COLUMNS)
     if flags.peer:
         title = f"A training step of {name} beside plain {' and '.join(flags.peer)}"
-        results["peers"] = _measure(title, compare_peers(flags), PEER_COLUMNS)
-        utils.write_json(flags.output_file, results)
+        measure("peers", title, compare_peers(flags), PEER_COLUMNS)
     print(f"written: {flags.output_file}")
     return 0
 

@@ -34,14 +34,16 @@ def network_config(k: float, groups: str) -> grouping.NetworkConfig:
     return grouping.NetworkConfig(k=k, groups=numbers)
 
 
+def equal_network(k: float, groups: str) -> resnet.ResNet | resnet.SplitResNet:
+    """The dense network, or the tree of equal groups."""
+    config = network_config(k, groups)
+    return resnet.equal_tree(config) if max(config.groups) > 1 else resnet.ResNet(config)
+
+
 def make_inference(net, devices, how, precision, batch_size):
     """`net` is a number k with groups, such as (8, '2-2-2'), or the path of a tree."""
     devices = devices_.find_devices(devices)
-    if isinstance(net, str):
-        net = restore.load_network(net)[0]
-    else:
-        config = network_config(*net)
-        net = resnet.equal_tree(config) if max(config.groups) > 1 else resnet.ResNet(config)
+    net = restore.load_network(net)[0] if isinstance(net, str) else equal_network(*net)
     flops = resnet.count(net)[1]
     placed = DENSE[how](net, devices) if how in DENSE else tree.place(net, devices, how)
     predict = metrics.predictor(placed, precision)
@@ -60,8 +62,7 @@ def make_inference(net, devices, how, precision, batch_size):
 
 def exported_model(k: float, groups: str, branch: int | None) -> Model:
     """What export.py makes of a network of equal groups, or of one of its branches."""
-    config = network_config(k, groups)
-    net = resnet.equal_tree(config) if max(config.groups) > 1 else resnet.ResNet(config)
+    net = equal_network(k, groups)
     resnet.freeze(net, lanes=1)
     about = {"class_names": cifar100.CLASS_NAMES}
     return whole(net, about) if branch is None else one_branch(net, branch, about)

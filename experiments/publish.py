@@ -25,6 +25,7 @@ from utils import tf
 
 PRETRAINED, PRETRAINED_ROWS = "pretrained", ("baseline", "deep_2-2-2")
 METRICS_LINES = 500  # of a published metrics.jsonl
+CUT = ("eval_val", "eval_mask_val")  # of a grouped network: before and right after the cut
 PICTURES = ("sharpness.png", "superclasses.png")  # of the report, where it was made
 
 
@@ -35,7 +36,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("folder", nargs="?", type=utils.path, help="what experiments/run.sh filled")
     add("--results", type=utils.path, default=RESULTS, help=f"where to (default: {RESULTS})")
-    add("--pretrained_seed", type=int, default=0,
+    add("--pretrained_seed", type=utils.number(int, low=0), default=0,
         help=f"whose networks go into {PRETRAINED}/ (default: 0)")  # fmt: skip
     return parser.parse_args(argv)
 
@@ -70,24 +71,20 @@ def publish(
         both[row] = both.get(row, []) + results
     check_alike(both, f"{to} with {folder}")
     of_results = os.path.abspath(to) == os.path.abspath(RESULTS)
+    for row, results in results_by_row.items():
+        for result in results:
+            _check_parts(row, result)
     folders = []
     for row, results in results_by_row.items():
         for result in results:
-            path, seed = result.pop("path"), result["seed"]
+            run, seed = _run_of(result), result["seed"]
             target = os.path.join(to, row, *([f"seed{seed}"] if seed else []))
-            run = os.path.dirname(os.path.dirname(path))  # without eval/result.json
             _publish_run(run, target, folder)
-            utils.write_json(os.path.join(target, "result.json"), _without_machine(result, folder))
+            _publish_pictures(run, target, result["group_classes"])
+            published = _without_machine({k: v for k, v in result.items() if k != "path"}, folder)
+            utils.write_json(os.path.join(target, "result.json"), published)
             if is_tree(row):
                 _publish_base(run, target, folder)
-            for name in PICTURES:
-                picture = os.path.join(os.path.dirname(run), "report", name)
-                published = os.path.join(target, name)
-                made = os.path.getmtime(picture) if os.path.exists(picture) else 0
-                if made >= os.path.getmtime(os.path.join(run, "config.json")):
-                    shutil.copy(picture, published)
-                elif os.path.exists(published):  # of other groups
-                    os.remove(published)
             folders.append(target)
             if of_results and row in PRETRAINED_ROWS and seed == pretrained_seed:
                 weights = os.path.join(PRETRAINED, row)
@@ -116,21 +113,60 @@ def export_weights(checkpoint: str, folder: str) -> str:
     return copy.write(os.path.join(folder, os.path.basename(checkpoint)))
 
 
-def _publish_base(run: str, target: str, folder: str) -> None:
-    """What a tree was cut from: the grouped network with what the cut costs, or a baseline."""
+def _run_of(result: dict) -> str:
+    return os.path.dirname(os.path.dirname(result["path"]))  # without eval/result.json
+
+
+def _base_of(run: str) -> str:
+    """What a tree was cut from: its own grouped network, or a baseline that rows share."""
     group = os.path.join(os.path.dirname(run), "group")
-    if not os.path.isdir(group):
-        base = os.path.basename(
-            utils.read_json(os.path.join(run, "config.json"))["flags"]["basemodel"]
+    if os.path.isdir(group):
+        return group
+    base = utils.read_json(os.path.join(run, "config.json"))["flags"]["basemodel"]
+    row = os.path.dirname(run)
+    return os.path.join(os.path.dirname(row), "shared", os.path.basename(base))
+
+
+def _check_parts(row: str, result: dict) -> None:
+    """Raise ValueError unless all that is published of a row is there."""
+    run = _run_of(result)
+    base = _base_of(run) if is_tree(row) else run
+    needed = [os.path.join(folder, "config.json") for folder in (run, base)]
+    if os.path.basename(base) == "group":
+        needed += [os.path.join(base, name, "result.json") for name in CUT]
+    missing = [path for path in needed if not os.path.exists(path)]
+    if missing:
+        raise ValueError(
+            f"{missing[0]} is missing: run the same command of experiments/run.sh again, which "
+            f"makes what {row} lacks"
         )
-        shared = os.path.join(os.path.dirname(os.path.dirname(run)), "shared", base)
-        return _publish_run(shared, os.path.join(target, base), folder)
-    _publish_run(group, os.path.join(target, "group"), folder)
-    for name in ("eval_val", "eval_mask_val"):
-        cut = utils.read_json(os.path.join(group, name, "result.json"))
-        utils.write_json(
-            os.path.join(target, "group", f"{name}.json"), _without_machine(cut, folder)
-        )
+
+
+def _publish_base(run: str, target: str, folder: str) -> None:
+    """What a tree was cut from, and what the cut costs."""
+    base = _base_of(run)
+    to = os.path.join(target, os.path.basename(base))
+    _publish_run(base, to, folder)
+    for name in CUT if os.path.basename(base) == "group" else ():
+        cut = utils.read_json(os.path.join(base, name, "result.json"))
+        utils.write_json(os.path.join(to, f"{name}.json"), _without_machine(cut, folder))
+
+
+def _publish_pictures(run: str, target: str, group_classes: list) -> None:
+    """Copy a report's pictures; what is published of other groups goes."""
+    before = os.path.join(target, "result.json")
+    same = os.path.exists(before) and utils.read_json(before)["group_classes"] == group_classes
+    for name in PICTURES:
+        picture = os.path.join(os.path.dirname(run), "report", name)
+        published = os.path.join(target, name)
+        made = os.path.getmtime(picture) if os.path.exists(picture) else 0
+        if made >= os.path.getmtime(os.path.join(run, "config.json")):
+            shutil.copy(picture, published)
+            continue
+        if made:
+            print(f"{picture} is older than its run, so it stays here: make the report again")
+        if os.path.exists(published) and not same:
+            os.remove(published)
 
 
 def _publish_run(run: str, target: str, folder: str) -> None:
@@ -170,6 +206,9 @@ def main(argv: Sequence[str]) -> int:
         flags.folder, find_results(flags.folder), flags.results, flags.pretrained_seed
     )
     print("published: " + ", ".join(folders))
+    if flags.results == RESULTS and PRETRAINED not in map(os.path.dirname, folders):
+        rows = " or ".join(PRETRAINED_ROWS)
+        print(f"{PRETRAINED}/ stays as it is: there was no {rows} of seed {flags.pretrained_seed}")
     return 0
 
 

@@ -36,7 +36,17 @@ TABLE_2 = {
     "fc_1-1-4": (0.35, 0), "shallow_1-2-2": (32.54, 14.63),
     "deep_2-2-2": (46.39, 31.97), "hier_2-4-4": (62.58, 39.29),
 }  # fmt: skip
-ROWS = [row + kind for _, row, *paper in TABLE_1 for kind in ("", *(f"-{v}" for v in VARIANTS))]
+
+
+def is_tree(row: str) -> bool:
+    return row not in ("baseline", "baseline_dropout", "narrow")
+
+
+ROWS = [
+    row + kind
+    for _, row, *_ in TABLE_1
+    for kind in ("", *(f"-{v}" for v in VARIANTS if is_tree(row)))
+]
 
 
 def find_results(folder: str) -> dict[str, list[dict]]:
@@ -76,10 +86,6 @@ def collect(folder: str) -> dict[str, list[dict]]:
                 if result.get("split") == "test":
                     results_by_row.setdefault(row, []).append(result | {"path": path})
     return results_by_row
-
-
-def is_tree(row: str) -> bool:
-    return row not in ("baseline", "baseline_dropout", "narrow")
 
 
 def is_published(result: dict) -> bool:

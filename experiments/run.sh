@@ -157,6 +157,10 @@ ROW=$1
 shift
 for word in "$@"; do
     case $ROW/${word%%=*} in
+    */-h | */--help)
+        list_rows
+        exit 0
+        ;;
     */--data_dir | */--seed | */--preset | */--train_dir)
         fail "set DATA_DIR, SEED, PRESET or RUNS instead of ${word%%=*}"
         ;;

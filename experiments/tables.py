@@ -258,10 +258,13 @@ def write_into(path: str, texts: dict[str, str]) -> list[str]:
         The names that it has.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has none, or is not there.
     """
-    with open(path, encoding="utf-8") as file:
-        page = file.read()
+    try:
+        with open(path, encoding="utf-8") as file:
+            page = file.read()
+    except FileNotFoundError:
+        raise ValueError(f"there is no page {path} to write into") from None
     written = []
     for name, text in texts.items():
         first, last = MARKERS[name]

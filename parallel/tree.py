@@ -134,8 +134,8 @@ def choose(
         devices = gpus if len(gpus) > 1 else []
     if len(devices) > 1 and not is_tree:
         raise ValueError(
-            f"only a tree has branches to share out over {len(devices)} devices: name one device, "
-            "or run split.sh first"
+            f"only a tree has branches to share out over {len(devices)} devices: name one device "
+            "or worker, or run split.sh first"
         )
     return "branch" if len(devices) > 1 else "single", list(devices)
 

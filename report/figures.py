@@ -11,7 +11,7 @@ import numpy as np
 
 import grouping
 import resnet
-from utils import surroundings, tf
+from utils import surroundings
 
 with surroundings():  # matplotlib reads MPLBACKEND, which a notebook sets to what is only there
     import matplotlib
@@ -175,12 +175,7 @@ def weights(net: resnet.ResNet, layers: int = 4) -> Figure:
     chosen = [all_layers[i] for i in np.linspace(0, len(all_layers) - 1, layers).astype(int)]
     figure, axes = _figure(3, layers, 2.5 * layers, 7.6)
     for column, ((name, share), (kernel, inputs, outputs)) in enumerate(chosen):
-        size = (
-            tf.reduce_mean(tf.abs(kernel), axis=(0, 1))
-            if len(kernel.shape) == 4
-            else tf.abs(kernel)
-        )
-        size = size.numpy()  # (D, K)
+        size = np.abs(kernel.numpy()).reshape(-1, *kernel.shape[-2:]).mean(axis=0)  # (D, K)
         rows, columns = (np.argsort(groups[name], kind="stable") for name in (inputs, outputs))
         same = groups[inputs][:, None] == groups[outputs]
         shown = [size, size[np.ix_(rows, columns)], (size * same)[np.ix_(rows, columns)]]
@@ -288,11 +283,8 @@ def _amounts(weights: int, flops: int) -> tuple[str, str]:
 
 
 def _contents(classes: np.ndarray, data: dict, width: float) -> tuple[str, np.ndarray]:
-    """What a leaf tells apart, by superclass if there are any, and its classes in that order."""
-    names = [name.replace("_", " ") for name in data.get("superclass_names", [])]
-    if not names:
-        names = [name.replace("_", " ") for name in data["class_names"]]
-        return _fill("", [names[c] for c in classes], width), classes
+    """What a leaf tells apart, by superclass, and its classes in that order."""
+    names = [name.replace("_", " ") for name in data["superclass_names"]]
     superclass_of = np.array(data["superclass_of_class"])
     sizes = np.bincount(superclass_of)
     counts = np.bincount(superclass_of[classes], minlength=len(sizes))

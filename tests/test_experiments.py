@@ -112,9 +112,13 @@ def test_tables_and_report_of_the_rows(made, tmp_path, monkeypatch):
             assert again[name] == old[name]
     # Pictures of other groups neither come nor stay.
     picture = tmp_path / "results" / "deep_2-2-2" / "superclasses.png"
-    os.utime(made / "seed0" / "deep_2-2-2" / "report" / "superclasses.png", (0, 0))
-    assert picture.exists() and inside("experiments/publish.py", made)[0] == 0
-    assert not picture.exists()
+    report = made / "seed0" / "deep_2-2-2" / "report" / "superclasses.png"
+    os.utime(report, (1, 1))
+    status, out, _ = inside("experiments/publish.py", made)
+    assert status == 0 and f"{report} is older than its run" in out and picture.exists()
+    file = picture.with_name("result.json")
+    utils.write_json(file, utils.read_json(file) | {"group_classes": [[0], [1]]})
+    assert inside("experiments/publish.py", made)[0] == 0 and not picture.exists()
     # From what was published the same comes out, to the last digit.
     for name, file in pages.items():
         status, again, error = inside("experiments/tables.py", "--write", file.name)
@@ -293,12 +297,26 @@ def test_publishing_what_is_published_or_differs(made, tmp_path, monkeypatch):
     fails("experiments/publish.py", "runs", says="mixes datasets (cifar100, synthetic)")
 
 
+def test_what_lacks_a_part_is_not_published(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs"
+    shutil.copytree(made / "seed0" / "baseline", runs / "baseline")
+    shutil.copytree(made / "seed0" / "deep_2-2-2-R", runs / "deep_2-2-2-R")
+    fails("experiments/publish.py", "runs", says="/config.json is missing: run")
+    shutil.rmtree(runs / "deep_2-2-2-R")
+    shutil.copytree(made / "seed0" / "deep_2-2-2", runs / "deep_2-2-2")
+    shutil.rmtree(runs / "deep_2-2-2" / "group" / "eval_mask_val")
+    fails("experiments/publish.py", "runs", says="group/eval_mask_val/result.json is missing")
+    assert os.listdir(tmp_path) == ["runs"]
+
+
 def test_networks_go_to_pretrained_from_results_only(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(made / "seed0" / "baseline", tmp_path / "runs" / "baseline")
     for to, seed, kept in [("other", 0, False), ("results", 1, False), ("./results/", 0, True)]:
         flags = ("--results", to, "--pretrained_seed", seed)
-        assert inside("experiments/publish.py", "runs", *flags)[0] == 0
+        status, out, _ = inside("experiments/publish.py", "runs", *flags)
+        assert status == 0 and ("stays as it is" in out) == (seed == 1)
         assert (tmp_path / to / "baseline" / "result.json").exists()
         assert (tmp_path / publish.PRETRAINED).exists() == kept
 
@@ -316,6 +334,10 @@ def test_thinning_keeps_validations_first():
 def test_what_is_refused(tmp_path):
     fails("experiments/tables.py", tmp_path / "no", says="there is no folder")
     fails("experiments/tables.py", tmp_path, says="no result of a row")
+    fails("experiments/tables.py", os.path.join(ROOT, "results"), "--write", tmp_path / "no.md",
+          says="there is no page")  # fmt: skip
+    done = run_script("experiments/run.sh", "deep_2-2-2", "--help", RUNS=tmp_path / "runs")
+    assert "baseline_dropout" in done.stdout and not (tmp_path / "runs").exists()
     done = run_script("experiments/run.sh", "dep_2-2-2", PRESET="smoke", check=False)
     assert done.returncode == 2 and "no row 'dep_2-2-2'" in done.stderr and "shallow" in done.stderr
     (tmp_path / "page.md").write_text("no markers")

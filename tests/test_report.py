@@ -159,9 +159,3 @@ def test_tree(groups, sizes):
 def test_tree_without_images():
     axes, _ = draw(tree_of((1, 2, 2), "equal"))
     assert len(titles_and_words(axes)) == 2 and not axes.images
-
-
-def test_tree_without_superclasses():
-    axes, _ = draw(tree_of((2, 4, 4), "unequal"), {"class_names": DATA["class_names"]})
-    words = " ".join(words for _, words in titles_and_words(axes))
-    assert sorted(map(int, re.findall(r"class (\d+)", words))) == list(range(100))
