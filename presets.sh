@@ -40,7 +40,7 @@ use_preset() { # NAME
         WIDTH=8 DROPOUT=0.5 DEEP_DROPOUT=0.5 REST=4
         ;;
     cpu) # WRN-16-4, 36 epochs: one rate falls from 0.1 to 0 through both stages
-        # 24 + 60 minutes on two cores of an Intel processor with AMX (--precision bfloat16): 29.97 %
+        # 24 + 60 minutes on two cores of an Intel processor with AMX, --precision bfloat16: 29.97 %
         # test error, one run.
         COMMON=(--lr_schedule linear --lr_step_epoch '' --lr_warmup_epochs 0.5 --nesterov True
             --label_smoothing 0.1)
@@ -68,7 +68,7 @@ use_preset() { # NAME
         WIDTH=2 DROPOUT=0.9 DEEP_DROPOUT=1 REST=13
         ;;
     smoke) # WRN-16-1, 7 epochs
-        # 7.3 minutes with all of quickstart.sh, on two cores of an Intel processor with AMX: 66.22 %.
+        # 7.3 minutes with all of quickstart.sh, two cores of an Intel processor with AMX: 66.22 %.
         COMMON=(--batch_size 60 --val_interval 500 --checkpoint_interval 500)
         ALL_FLAGS=("${COMMON[@]}" --k 1 --max_steps 5400 --lr_step_epoch 6.5)
         FIRST_FLAGS=("${COMMON[@]}" --k 1 --max_steps 3900 --lr_step_epoch 4.6)
