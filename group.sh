@@ -44,6 +44,7 @@ exec "$PYTHON" "$HERE/train.py" \
     --gamma3 10.0 \
     --weighted_group_loss True \
     --group_lr_scale 1.0 \
+    --group_start_epoch 0 \
     --group_equal_growth False \
     --dropout_keep_prob 0.5 \
     --bn_no_scale True \

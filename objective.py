@@ -123,9 +123,10 @@ class Trainer(tf.Module):
         """Whether all weights and statistics are finite numbers."""
         return all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.net.variables)
 
-    def loss(self, logits, labels, growth=1.0) -> dict[str, tf.Tensor]:
-        """The objective, gamma2 times `growth`, and its terms (without weights), float32.
+    def loss(self, logits, labels, growth=(1.0, 1.0, 1.0)) -> dict[str, tf.Tensor]:
+        """The objective and its terms (without weights), float32.
 
+        `growth` holds the factors of gamma1, gamma2 and gamma3 at this step.
         `cross_entropy` is that of the labels as they are, without smoothing.
         """
         hyper = self.objective
@@ -138,7 +139,7 @@ class Trainer(tf.Module):
             terms = grouping.regularizers(
                 self.net, hyper.weighted_group_loss, hyper.group_equal_growth
             )
-        gammas = (hyper.gamma1, hyper.gamma2 * growth, hyper.gamma3)
+        gammas = (hyper.gamma1 * growth[0], hyper.gamma2 * growth[1], hyper.gamma3 * growth[2])
         loss = cross_entropy + hyper.l2_weight * l2
         if hyper.label_smoothing:
             # Of labels spread evenly: the mean over the classes of -log softmax.
@@ -149,8 +150,8 @@ class Trainer(tf.Module):
 
     # Its control flow is Python's own: AutoGraph would only take time to find nothing to convert.
     @tf.function(autograph=False)
-    def step(self, images, labels, learning_rate, growth=1.0) -> tf.Tensor:
-        """One update with gamma2 times `growth`; returns its METRICS, float32 `[7]`.
+    def step(self, images, labels, learning_rate, growth=(1.0, 1.0, 1.0)) -> tf.Tensor:
+        """One update; returns its METRICS, float32 `[7]`. `growth`: as `loss` takes it.
 
         `images` and `labels` are what `strategy` distributed, or plain tensors without one.
         """

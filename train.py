@@ -99,6 +99,8 @@ def _flag_table() -> list[tuple]:
          "use TensorFlow's deterministic operations"),
         ("keep", count, 3, STAGES, "number of newest checkpoints to keep, besides the best"),
         ("group_lr_scale", positive, 1.0, grouped, "factor of the learning rate of the alphas"),
+        ("group_start_epoch", weight, 0.0, grouped,
+         "epoch at which groups start to form: until then the gammas count as 0"),
         ("group_equal_growth", utils.boolean, False, grouped,
          "let groups grow alike, few or many, of a small or a large layer"),
         ("devices", utils.names, [], STAGES,

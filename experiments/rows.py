@@ -17,7 +17,8 @@ RECIPE = ("batch_size", "initial_lr", "lr_schedule", "lr_decay", "lr_step_epoch"
           "precision")  # fmt: skip
 # And of the flags of the grouping that a learned tree was cut from.
 GROUPING = (*RECIPE, "max_steps", "gamma1", "gamma2", "gamma2_step_epoch", "gamma2_growth",
-            "gamma3", "weighted_group_loss", "group_lr_scale", "group_equal_growth")  # fmt: skip
+            "gamma3", "weighted_group_loss", "group_lr_scale", "group_start_epoch",
+            "group_equal_growth")  # fmt: skip
 # A run that is older than a flag did what the flag's default does.
 DEFAULTS = vars(train.parse_flags(["--stage=baseline", "--train_dir=."]))
 # Test error, %: (title, row, paper's with semantic, clustering, random and learned groups).

@@ -21,7 +21,7 @@ STAGES = {
     "group": {
         "dropout_keep_prob": 0.5, "group_lr_scale": 5, "bn_no_scale": True, "nesterov": True,
         "group_equal_growth": True, "label_smoothing": 0.1, "lr_schedule": "linear",
-        "lr_warmup_epochs": 0.3, "lr_total_steps": 28,
+        "lr_warmup_epochs": 0.3, "lr_total_steps": 28, "group_start_epoch": 0.2,
     },
     "split": {
         "dropout_keep_prob": 0.7, "lr_schedule": "cosine", "lr_first_step": 14, "final_lr": 0.01

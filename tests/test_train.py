@@ -157,10 +157,31 @@ def test_gamma2_grows_at_epochs(data_dir):
     assert at == [1, 1, 4, 4, 16]
     trainer = objective.Trainer(grouped_net((2, 2, 2)), objective.objective(flags), {})
     logits, labels = tf.zeros([2, 100]), tf.constant([1, 2])
-    plain, grown = (trainer.loss(logits, labels, growth) for growth in (1.0, 4.0))
+    plain, grown = (trainer.loss(logits, labels, (1.0, growth, 1.0)) for growth in (1.0, 4.0))
     assert float(grown["loss"] - plain["loss"]) == pytest.approx(
         6 * float(plain["weight_split"]), rel=1e-4
     )
+
+
+def test_groups_rest_until_they_start(data_dir, tmp_path):
+    flags = {"max_steps": 6, "checkpoint_interval": 1, "keep": 9, "group_lr_scale": 50} | GROUPED
+    start = 3 * train.parse_flags(train_flags("group", "x", data_dir)).batch_size / 300
+    run("group", str(tmp_path), data_dir, **flags, group_start_epoch=start)
+    [first, third, fourth] = (
+        rundir.read_checkpoint(str(tmp_path / f"model.ckpt-{step}")) for step in (1, 3, 4)
+    )
+    for name in names_of(first, "alpha"):
+        np.testing.assert_array_equal(first[name], third[name])
+        assert (fourth[name] != third[name]).any()
+    for name in names_of(first, "kernel"):
+        assert (first[name] != third[name]).any()
+    late = train_flags("group", tmp_path / "late", data_dir, **GROUPED, group_start_epoch=50)
+    fails("train.py", *late, says="--group_start_epoch 50 is after the end of this stage, 6 steps")
+
+
+def names_of(tensors, ending):
+    """The network's tensors, without the optimizer's."""
+    return [name for name in tensors if name.startswith("net/") and name.endswith(ending)]
 
 
 def test_a_step_trains_under_bfloat16():
@@ -601,7 +622,8 @@ KINDS = {
     "label_smoothing": "float",
     "lr_schedule": "schedule", "final_lr": "float", "lr_warmup_epochs": "float",
     "lr_total_steps": "int", "lr_first_step": "int",
-    "gamma2_step_epoch": "text", "gamma2_growth": "float", "devices": "text",
+    "group_start_epoch": "float", "gamma2_step_epoch": "text", "gamma2_growth": "float",
+    "devices": "text",
     "jit_compile": "bool", "stray": "text",
 }  # fmt: skip
 FLAGS = st.lists(

@@ -50,6 +50,11 @@ class Loop:
                 f"--lr_warmup_epochs {flags.lr_warmup_epochs:g} takes all of the schedule's "
                 f"{steps} steps: make it smaller"
             )
+        if flags.group_start_epoch * self.steps_per_epoch >= flags.max_steps:
+            raise ValueError(
+                f"--group_start_epoch {flags.group_start_epoch:g} is after the end of this stage, "
+                f"{flags.max_steps} steps: make it smaller"
+            )
         self.several_workers = isinstance(
             trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy
         )
@@ -95,10 +100,12 @@ class Loop:
     def learning_rate(self) -> float:
         return learning_rate(self.flags, self.step, self.steps_per_epoch)
 
-    def gamma2_growth(self) -> float:
-        """Factor of gamma2 at this step."""
-        f = self.flags
-        return stepwise(self.step, self.steps_per_epoch, 1.0, f.gamma2_growth, f.gamma2_step_epoch)
+    def growth(self) -> tuple[float, float, float]:
+        """Factors of gamma1, gamma2 and gamma3 at this step; all 0 until groups start to form."""
+        f, epoch = self.flags, self.steps_per_epoch
+        if self.step < f.group_start_epoch * epoch:
+            return 0.0, 0.0, 0.0
+        return 1.0, stepwise(self.step, epoch, 1.0, f.gamma2_growth, f.gamma2_step_epoch), 1.0
 
     def train(self, interruption: utils.Interruption) -> None:
         """Steps up to `max_steps` or an interruption; a checkpoint at the end of either."""
@@ -107,7 +114,7 @@ class Loop:
             start, rate = time.perf_counter(), self.learning_rate()
             images, labels = next(batches)
             values = self.trainer.step(
-                images, labels, tf.constant(rate, tf.float32), tf.constant(self.gamma2_growth())
+                images, labels, tf.constant(rate, tf.float32), tf.constant(self.growth())
             )
             self._check_finite(values.numpy())
             self.step += 1
