@@ -123,10 +123,10 @@ class Trainer(tf.Module):
         """Whether all weights and statistics are finite numbers."""
         return all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.net.variables)
 
-    def loss(self, logits, labels, growth=(1.0, 1.0, 1.0)) -> dict[str, tf.Tensor]:
-        """The objective and its terms (without weights), float32.
+    def loss(self, logits, labels, growth=1.0, grouping_on=True) -> dict[str, tf.Tensor]:
+        """The objective, gamma2 times `growth`, and its terms (without weights), float32.
 
-        `growth` holds the factors of gamma1, gamma2 and gamma3 at this step.
+        Without `grouping_on` the regularizers are left out, and their terms are 0.
         `cross_entropy` is that of the labels as they are, without smoothing.
         """
         hyper = self.objective
@@ -135,11 +135,11 @@ class Trainer(tf.Module):
         )
         l2 = tf.add_n([tf.nn.l2_loss(w) for w in self.net.decayed_variables])
         terms = {name: tf.zeros([]) for name in TERMS}
-        if self._alphas:
+        if self._alphas and grouping_on:
             terms = grouping.regularizers(
                 self.net, hyper.weighted_group_loss, hyper.group_equal_growth
             )
-        gammas = (hyper.gamma1 * growth[0], hyper.gamma2 * growth[1], hyper.gamma3 * growth[2])
+        gammas = (hyper.gamma1, hyper.gamma2 * growth, hyper.gamma3)
         loss = cross_entropy + hyper.l2_weight * l2
         if hyper.label_smoothing:
             # Of labels spread evenly: the mean over the classes of -log softmax.
@@ -150,19 +150,24 @@ class Trainer(tf.Module):
 
     # Its control flow is Python's own: AutoGraph would only take time to find nothing to convert.
     @tf.function(autograph=False)
-    def step(self, images, labels, learning_rate, growth=(1.0, 1.0, 1.0)) -> tf.Tensor:
-        """One update; returns its METRICS, float32 `[7]`. `growth`: as `loss` takes it.
+    def step(self, images, labels, learning_rate, growth=1.0, grouping_on=True) -> tf.Tensor:
+        """One update with gamma2 times `growth`; returns its METRICS, float32 `[7]`.
 
+        Without `grouping_on`, a Python bool, the alphas stay as they are.
         `images` and `labels` are what `strategy` distributed, or plain tensors without one.
         """
         seed = tf.stack([tf.constant(self.objective.seed, tf.int64), self.steps_done])
-        values = self.strategy.run(self._update, (images, labels, learning_rate, growth, seed))
+        values = self.strategy.run(
+            self._update, (images, labels, learning_rate, growth, seed, grouping_on)
+        )
         values = self.strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None)
         self.totals.assign_add(tf.concat([values, [1.0]], axis=0))
         self.steps_done.assign_add(1)
         return values
 
-    def _replica_step(self, images, labels, learning_rate, growth, dropout_seed) -> tf.Tensor:
+    def _replica_step(
+        self, images, labels, learning_rate, growth, dropout_seed, grouping_on=True
+    ) -> tf.Tensor:
         """The update on one replica, from its share of the batch; returns that one's METRICS."""
         hyper, context = self.objective, tf.distribute.get_replica_context()
         images = tf.cast(images, tf.as_dtype(hyper.precision))
@@ -173,10 +178,12 @@ class Trainer(tf.Module):
             )
         with tf.GradientTape() as tape:
             logits = self.net(images, training=True, dropout_seed=dropout_seed)
-            metrics = self.loss(logits, labels, growth)
+            metrics = self.loss(logits, labels, growth, grouping_on)
         variables = self.net.trainable_variables
         scales = [self._alphas.get(variable.ref(), 1.0) for variable in variables]
-        grads = tape.gradient(metrics["loss"], variables)
+        # Without the regularizers nothing depends on the alphas.
+        zero = tf.UnconnectedGradients.ZERO
+        grads = tape.gradient(metrics["loss"], variables, unconnected_gradients=zero)
         if several:
             grads = context.all_reduce(tf.distribute.ReduceOp.MEAN, grads)
         self.optimizer.apply(zip(grads, variables, scales, strict=True), learning_rate)

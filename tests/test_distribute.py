@@ -105,7 +105,7 @@ for keep_prob in (1.0, 0.5):
     @tf.function(autograph=False)
     def step():
         seed = tf.constant([0, 0], tf.int64)
-        values = strategy.run(trainer._replica_step, (images, labels, 0.1, (1.0, 1.0, 1.0), seed))
+        values = strategy.run(trainer._replica_step, (images, labels, 0.1, 1.0, seed))
         return [value[objective.METRICS.index("cross_entropy")] for value in values.values]
 
     print(*(float(loss) for loss in step()))

@@ -157,7 +157,7 @@ def test_gamma2_grows_at_epochs(data_dir):
     assert at == [1, 1, 4, 4, 16]
     trainer = objective.Trainer(grouped_net((2, 2, 2)), objective.objective(flags), {})
     logits, labels = tf.zeros([2, 100]), tf.constant([1, 2])
-    plain, grown = (trainer.loss(logits, labels, (1.0, growth, 1.0)) for growth in (1.0, 4.0))
+    plain, grown = (trainer.loss(logits, labels, growth) for growth in (1.0, 4.0))
     assert float(grown["loss"] - plain["loss"]) == pytest.approx(
         6 * float(plain["weight_split"]), rel=1e-4
     )

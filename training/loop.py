@@ -100,12 +100,14 @@ class Loop:
     def learning_rate(self) -> float:
         return learning_rate(self.flags, self.step, self.steps_per_epoch)
 
-    def growth(self) -> tuple[float, float, float]:
-        """Factors of gamma1, gamma2 and gamma3 at this step; all 0 until groups start to form."""
-        f, epoch = self.flags, self.steps_per_epoch
-        if self.step < f.group_start_epoch * epoch:
-            return 0.0, 0.0, 0.0
-        return 1.0, stepwise(self.step, epoch, 1.0, f.gamma2_growth, f.gamma2_step_epoch), 1.0
+    def gamma2_growth(self) -> float:
+        """Factor of gamma2 at this step."""
+        f = self.flags
+        return stepwise(self.step, self.steps_per_epoch, 1.0, f.gamma2_growth, f.gamma2_step_epoch)
+
+    def grouping_on(self) -> bool:
+        """Whether groups form at this step."""
+        return self.step >= self.flags.group_start_epoch * self.steps_per_epoch
 
     def train(self, interruption: utils.Interruption) -> None:
         """Steps up to `max_steps` or an interruption; a checkpoint at the end of either."""
@@ -114,8 +116,9 @@ class Loop:
             start, rate = time.perf_counter(), self.learning_rate()
             images, labels = next(batches)
             values = self.trainer.step(
-                images, labels, tf.constant(rate, tf.float32), tf.constant(self.growth())
-            )
+                images, labels, tf.constant(rate, tf.float32), tf.constant(self.gamma2_growth()),
+                self.grouping_on(),
+            )  # fmt: skip
             self._check_finite(values.numpy())
             self.step += 1
             if self.step == self._first + 1:
