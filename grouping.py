@@ -313,13 +313,13 @@ def regularizers(net, weighted: bool = True, equal_growth: bool = False) -> dict
     return means
 
 
-def growth_rate(alpha: tf.Variable) -> float:
+def growth_rate(name: str, shape: tuple[int, int]) -> float:
     """Factor of an indicator's learning rate that makes up for its size and its groups.
 
     R_D is a mean over D columns, so a deviation of alpha `[G, D]` grows by a share of itself that
-    goes with 1 / D: the factor has D / 100, which is 1 for 100 classes. By R_D alone p1 and q1,
-    which share one value, are half as fast as the others, which R_W holds back in training
-    (docs/grouping.md).
+    goes with 1 / D: the factor has D / 100, which is 1 for 100 classes. It is twice as high for p1
+    and q1, which share one of the values that R_D is the mean of. Then the classes are decided with
+    the features and not after them, by the classifier's weights (docs/grouping.md).
 
     Near uniform, R_D drives a deviation apart by 1 / (G (G - 1)) and R_W holds it back by 1 / G, up
     to factors that do not depend on G. So for many groups R_W wins and they do not form, unless R_D
@@ -328,8 +328,9 @@ def growth_rate(alpha: tf.Variable) -> float:
     R_W it is G / 2 times as strong as for two groups. The rate has G / 2, which gives R_W the speed
     that it has for two groups.
     """
-    num_groups, size = alpha.shape
-    return num_groups / 2 * size / 100
+    num_groups, size = shape
+    shared = 2 if name in ("p1", "q1") else 1
+    return shared * num_groups / 2 * size / 100
 
 
 def sharpness(net) -> dict[str, float]:

@@ -102,9 +102,9 @@ class Trainer(tf.Module):
             description=tf.Variable(self.description, trainable=False),
         )
         self._alphas = {}  # with the factor of its learning rate
-        for alpha in self.net.alphas.values():
-            factor = grouping.growth_rate(alpha) if objective.group_equal_growth else 1.0
-            self._alphas[alpha.ref()] = objective.group_lr_scale * factor
+        for name, alpha in self.net.alphas.items():
+            growth = grouping.growth_rate(name, alpha.shape) if objective.group_equal_growth else 1
+            self._alphas[alpha.ref()] = objective.group_lr_scale * growth
 
     def restore(self, path: str) -> None:
         """Everything from a checkpoint, which must hold exactly that; the description stays ours.

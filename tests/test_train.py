@@ -132,8 +132,9 @@ def test_alphas_have_their_own_rate():
     np.testing.assert_allclose(moved[1][1], moved[0][1], rtol=1e-5)
 
 
-def test_equal_growth_of_few_and_many_groups():
-    net = resnet.ResNet(resnet.NetworkConfig(num_residual_units=1, k=1, groups=(2, 2, 4)))
+@pytest.mark.parametrize("groups", [(2, 2, 2), (2, 2, 4), (2, 4, 4)])
+def test_equal_growth_of_few_and_many_groups(groups):
+    net = resnet.ResNet(resnet.NetworkConfig(num_residual_units=1, k=1, groups=groups))
     before = {name: alpha.numpy() for name, alpha in net.alphas.items()}
     target = objective.Objective(gamma2=0, gamma3=0, group_equal_growth=True)
     trainer = objective.Trainer(net, target, {})  # named: a tf.function holds its object weakly
@@ -145,9 +146,10 @@ def test_equal_growth_of_few_and_many_groups():
         growth[name] = np.sum(moved * seen) / np.sum(seen**2)
     # R_D is the mean of five values, of which the classifier's two share one. In two groups a
     # deviation then grows by 1 / (5 D), in the classifier's by half of that, at a rate of 100
-    # times D / 100. Their four groups have a sixth of the pull of two, which six pairs and twice
-    # the rate make up for twice over.
-    assert growth == pytest.approx(dict.fromkeys(growth, 1 / 5), rel=0.02)
+    # times D / 100, the classifier's twice that. Four groups have a sixth of the pull of two, which
+    # six pairs and twice the rate make up for twice over.
+    expected = {name: alpha.shape[0] / 2 / 5 for name, alpha in before.items()}
+    assert growth == pytest.approx(expected, rel=0.02)
 
 
 def test_gamma2_grows_at_epochs(data_dir):
