@@ -1,6 +1,6 @@
 """Copy finished rows into results/, and two networks into pretrained/, to be committed.
 
-    python -m experiments.publish runs/cpu-small/table
+    python -m experiments.publish runs/cpu/table
     python -m experiments.publish runs/cpu-k2/table --results results/trend/k2
 
 The second form is for rows of another width than that of results/: their networks stay. Both

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROWS = {"deep_2-2-2": "learned groups", "deep_2-2-2-R": "random groups", "narrow": "narrow"}
-# c in points, from WRN-16-2 at the preset `cpu-small`, when no other width's gap had been measured.
+# c in points, from WRN-16-2 with another schedule, when no other width's gap had been measured.
 PREDICTED = {"deep_2-2-2": 7.6, "deep_2-2-2-R": 10.3, "narrow": 5.4}
 
 
@@ -134,6 +134,11 @@ def gap_table(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> str:
     return utils.markdown_table(lines)
 
 
+def page(widths: dict[float, dict[str, list[dict]]]) -> str:
+    """Both tables."""
+    return f"{error_table(widths)}\n\n{gap_table(gaps(widths))}"
+
+
 def draw(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> Figure:
     """Gaps over 1/k with their standard errors; the law and the best power, fitted; predictions."""
     with utils.surroundings():  # as in report/figures.py
@@ -173,7 +178,7 @@ def main(argv: Sequence[str]) -> int:
     gaps_by_row = gaps(widths)
     if not gaps_by_row:
         raise ValueError(f"there are none of the rows {', '.join(ROWS)}: publish some")
-    text = f"{error_table(widths)}\n\n{gap_table(gaps_by_row)}"
+    text = page(widths)
     print(text)
     if flags.output_file:
         utils.check_file(flags.output_file, "output_file")

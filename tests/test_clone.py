@@ -153,7 +153,7 @@ def clone(tmp_path_factory):
 def test_clone_with_windows_line_ends_and_no_execute_bits(clone, stub, tmp_path):
     texts = [*clone.glob("**/*.sh"), *clone.glob("**/*.py"), clone / "requirements.txt"]
     assert len(texts) > 20 and not [path for path in texts if b"\r" in path.read_bytes()]
-    name = "pretrained/deep_2-2-2/model.ckpt-13000.index"
+    name = "pretrained/deep_2-2-2/model.ckpt-13500.index"
     with open(os.path.join(ROOT, name), "rb") as file:
         assert (clone / name).read_bytes() == file.read()
     status, output, error = run(

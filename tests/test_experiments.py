@@ -407,8 +407,7 @@ def test_dropout_is_where_the_paper_has_it(caught):
 
 @pytest.mark.parametrize(
     "preset, k",
-    [(preset, "") for preset in ("paper", "cpu", "cpu-small", "smoke")]
-    + [("cpu", k) for k in ("1", "2", "8")],
+    [(preset, "") for preset in ("paper", "cpu", "smoke")] + [("cpu", k) for k in ("1", "2", "8")],
 )
 def test_rows_have_the_same_number_of_steps(preset, k, caught):
     """Steps and drops of the rate of all rows are those of group.sh and split.sh."""
@@ -446,18 +445,20 @@ def test_rows_have_the_same_number_of_steps(preset, k, caught):
     assert distance(narrow.k) == min(distance(narrow.k + d / 16) for d in (-1, 0, 1))
 
 
-def test_published_results_are_in_the_readme():
-    """README.md and docs/results.md hold what experiments/tables.py makes of results/."""
+def test_published_results_are_in_the_readme(monkeypatch):
+    """README.md and docs/results.md hold what experiments/ makes of results/."""
     if not os.path.isdir(os.path.join(ROOT, "results")):
         pytest.skip("no results are published yet")
-    found = rows.find_results(os.path.join(ROOT, "results"))
+    monkeypatch.chdir(ROOT)
+    found = rows.find_results(rows.RESULTS)
     for page, text in (
         ("README.md", tables.summary(found)),
         ("docs/results.md", tables.page(found)),
         ("experiments/README.md", tables.commands(found)),
+        ("docs/results.md", trend.page(trend.by_width(trend.parse_flags([]).folders))),
     ):
         with open(os.path.join(ROOT, page), encoding="utf-8") as file:
-            assert text in file.read(), f"python -m experiments.tables --write {page}"
+            assert text in file.read(), f"python -m experiments.tables (or trend) --write {page}"
     for path in glob.glob(os.path.join(ROOT, "results", "**", "metrics.jsonl"), recursive=True):
         with open(path, encoding="utf-8") as file:
             assert len([json.loads(line) for line in file]) <= publish.METRICS_LINES
@@ -548,7 +549,7 @@ def test_what_the_trend_refuses(widths, tmp_path):
     fails("experiments/trend.py", tmp_path / "no", says="there is no folder")
     for row in ("baseline", "deep_2-2-2", "deep_2-2-2-R", "narrow"):
         for file in glob.glob(f"{widths[1]}/{row}/**/result.json", recursive=True):
-            utils.write_json(file, utils.read_json(file) | {"preset": "cpu-small"})
-    fails("experiments/trend.py", *widths, says="the trend mixes presets (cpu, cpu-small)")
+            utils.write_json(file, utils.read_json(file) | {"preset": "smoke"})
+    fails("experiments/trend.py", *widths, says="the trend mixes presets (cpu, smoke)")
     shutil.rmtree(os.path.join(widths[2], "baseline"))
     fails("experiments/trend.py", *widths, says="k2 has no baseline")

@@ -109,7 +109,7 @@ def test_shell_syntax(path):
     subprocess.run([shellcheck, "-x", path], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("preset", ["paper", "cpu", "cpu-small", "smoke"])
+@pytest.mark.parametrize("preset", ["paper", "cpu", "smoke"])
 @pytest.mark.parametrize("script", ["group.sh", "split.sh"])
 def test_presets_are_valid(script, preset, tmp_path):
     """The flags of a script, caught on their way to train.py, pass its checks."""
@@ -145,7 +145,7 @@ def test_presets_are_valid(script, preset, tmp_path):
 def test_unknown_preset():
     for script in ("group.sh", "split.sh", "eval.sh", "quickstart.sh"):
         done = run_script(script, PRESET="huge", check=False)
-        assert done.returncode == 2 and "PRESET is paper, cpu, cpu-small or smoke" in done.stderr
+        assert done.returncode == 2 and "PRESET is paper, cpu or smoke" in done.stderr
 
 
 def test_pipeline_with_flags_that_override(tmp_path, data_dir):
