@@ -46,8 +46,12 @@ def find_devices(names: Sequence[str]) -> list[str]:
 
 def default_device() -> str:
     """Name of the device that TensorFlow uses where none is named."""
-    gpus = tf.config.list_logical_devices("GPU")
-    return "/GPU:0" if gpus else "/CPU:0"
+    return next(iter(gpu_names()), "/CPU:0")
+
+
+def gpu_names() -> list[str]:
+    """The GPUs of this machine, such as /GPU:0."""
+    return [f"/GPU:{number}" for number in range(len(tf.config.list_logical_devices("GPU")))]
 
 
 # ---------------------------------------------------------------- training on several

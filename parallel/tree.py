@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import resnet
+from parallel.devices import gpu_names
 from utils import tf
 
 
@@ -138,11 +139,6 @@ def choose(
             "or worker, or run split.sh first"
         )
     return "branch" if len(devices) > 1 else "single", list(devices)
-
-
-def gpu_names() -> list[str]:
-    """The GPUs of this machine, such as /GPU:0."""
-    return [f"/GPU:{number}" for number in range(len(tf.config.list_logical_devices("GPU")))]
 
 
 def place(net: resnet.ResNet | resnet.SplitResNet, devices: Sequence[str], placement: str):

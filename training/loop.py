@@ -59,8 +59,9 @@ class Loop:
             trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy
         )
         self.saved = self.step if self.step in rundir.checkpoint_steps(run.directory) else None
-        # Of this process's steps but the first, which compiles: since when, and seconds in steps.
-        self._first, self._start, self._seconds = self.step, 0.0, 0.0
+        self._first, self._start = self.step, 0.0  # of this process, and when that step ended
+        # Steps compile twice, without and with groups forming: how many others, and their seconds.
+        self._compiled, self._timed, self._seconds = set(), 0, 0.0
 
     def _batches(self) -> tf.data.Dataset | tf.distribute.DistributedDataset:
         """The training batches from this step on, each replica's share of them."""
@@ -114,17 +115,20 @@ class Loop:
         flags, batches = self.flags, iter(self.batches)
         while self.step < flags.max_steps and not self._interrupted(interruption):
             start, rate = time.perf_counter(), self.learning_rate()
+            grouping_on = self.grouping_on()
             images, labels = next(batches)
             values = self.trainer.step(
                 images, labels, tf.constant(rate, tf.float32), tf.constant(self.gamma2_growth()),
-                self.grouping_on(),
+                grouping_on,
             )  # fmt: skip
             self._check_finite(values.numpy())
             self.step += 1
-            if self.step == self._first + 1:
-                self._start = time.perf_counter()
-            else:
+            if grouping_on in self._compiled:
+                self._timed += 1
                 self._seconds += time.perf_counter() - start
+            elif not self._compiled:
+                self._start = time.perf_counter()
+            self._compiled.add(grouping_on)
             last = self.step == flags.max_steps
             if last or self.step % flags.display == 0:
                 self._progress(rate)
@@ -169,14 +173,13 @@ class Loop:
         *sums, count = self.trainer.totals.numpy().tolist()
         self.trainer.totals.assign(tf.zeros_like(self.trainer.totals))
         means = {name: value / count for name, value in zip(METRICS, sums, strict=True)}
-        timed = self.step - self._first - 1
         line = f"step {self.step}/{flags.max_steps}  loss {means['loss']:.4f}  "
         line += f"accuracy {means['accuracy']:.3f}  lr {rate:g}"
-        if timed:
+        if self._timed:
             # What is left has validations and checkpoints as well.
-            left = (time.perf_counter() - self._start) / timed * (flags.max_steps - self.step)
-            images = flags.batch_size * timed
-            line += f"  {images / self._seconds:.0f} images/s  {_duration(left)} left"
+            seconds = (time.perf_counter() - self._start) / (self.step - self._first - 1)
+            line += f"  {flags.batch_size * self._timed / self._seconds:.0f} images/s"
+            line += f"  {_duration(seconds * (flags.max_steps - self.step))} left"
         utils.say(line)
         if self.flags.stage != "group":
             means = {name: value for name, value in means.items() if name not in TERMS}
