@@ -59,8 +59,9 @@ class Loop:
             trainer.strategy, tf.distribute.MultiWorkerMirroredStrategy
         )
         self.saved = self.step if self.step in rundir.checkpoint_steps(run.directory) else None
-        self._first, self._start = self.step, 0.0  # of this process, and when that step ended
-        # Steps compile twice, without and with groups forming: how many others, and their seconds.
+        # Where this process starts, and when its first step ended. The first step without and with
+        # groups forming compiles: how many others there were, and their seconds.
+        self._first, self._start = self.step, 0.0
         self._compiled, self._timed, self._seconds = set(), 0, 0.0
 
     def _batches(self) -> tf.data.Dataset | tf.distribute.DistributedDataset:
