@@ -47,11 +47,11 @@ use_preset() { # NAME
         ALL_FLAGS=("${COMMON[@]}" --k 4 --max_steps 18000)
         FIRST_FLAGS=("${COMMON[@]}" --k 4 --max_steps 4500 --lr_total_steps 18000)
         # So that the weights say more of what groups mean, these start to form when the network
-        # knows the classes, R_W counts 2.5 times as much beside R_D as in the paper, and labels are
-        # plain. Once the groups are sharp, gamma2 empties what the cut removes.
-        GROUP_FLAGS=("${FIRST_FLAGS[@]}" --dropout_keep_prob 1 --label_smoothing 0 --l2_weight 5e-4
+        # knows the classes, and R_W counts 2.5 times as much beside R_D as in the paper. Once the
+        # groups are sharp, gamma2 empties what the cut removes.
+        GROUP_FLAGS=("${FIRST_FLAGS[@]}" --dropout_keep_prob 1 --l2_weight 5e-4
             --gamma1 0.8 --gamma2 2 --gamma3 16 --group_start_epoch 6 --group_lr_scale 24
-            --group_equal_growth True --gamma2_step_epoch 8.2 --group_summary_interval 100)
+            --group_equal_growth True --gamma2_step_epoch 8 --group_summary_interval 100)
         SPLIT_FLAGS=("${COMMON[@]}" --max_steps 13500 --lr_first_step 4500)
         WIDTH=4 DROPOUT=0.9 DEEP_DROPOUT=1 REST=24
         ;;
