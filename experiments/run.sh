@@ -31,7 +31,7 @@ export PYTHON
 # ALIKE lets the groups of the preset `cpu` take about the same course. R_W, a mean over a layer's
 # rows, pulls on one weight with 1 / k, so gammas go with k, and the rate of the groups with 1 / k.
 # At k = 1 that gave uneven groups and a costly cut (docs/grouping.md). The rates are for late
-# groups, which were trained at k = 4 only.
+# groups, which were good at k = 4; at k = 1 they fail, at k = 2 and 8 they were not tried.
 case ${K:-$WIDTH} in
 8) K_NARROW=5.75 ALIKE=(--gamma1 1.6 --gamma2 4 --gamma3 32 --group_lr_scale 12) ;;
 4) K_NARROW=2.875 ALIKE=() ;;
