@@ -29,17 +29,14 @@ export PYTHON
 
 # Another width: K_NARROW is that of the network with about as many weights as a tree of equal 2-2-2.
 # ALIKE lets the groups of the preset `cpu` take about the same course. R_W, a mean over a layer's
-# rows, pulls on one weight with 1 / k, so gammas go with k, and the rate of the groups with 1 / k.
-# At k = 1 that gave uneven groups and a costly cut (docs/grouping.md). The rates are for late
-# groups, which were good at k = 4; at k = 1 they fail, at k = 2 and 8 they were not tried.
+# rows, pulls on one weight with 1 / k, so gamma1 and gamma2 go with k. What narrow networks know of
+# the classes divides these less clearly, so their groups need a higher rate to be decided as soon,
+# and more of gamma2 to be emptied (docs/grouping.md). 8 was not tried.
 case ${K:-$WIDTH} in
-8) K_NARROW=5.75 ALIKE=(--gamma1 1.6 --gamma2 4 --gamma3 32 --group_lr_scale 12) ;;
+8) K_NARROW=5.75 ALIKE=(--gamma1 1.6 --gamma2 4 --group_lr_scale 7) ;;
 4) K_NARROW=2.875 ALIKE=() ;;
-2) K_NARROW=1.4375 ALIKE=(--gamma1 0.4 --gamma2 1 --gamma3 8 --group_lr_scale 48) ;;
-1)
-    K_NARROW=0.6875
-    ALIKE=(--gamma1 0.2 --gamma2 0.5 --gamma3 10 --group_lr_scale 96 --gamma2_growth 40)
-    ;;
+2) K_NARROW=1.4375 ALIKE=(--gamma1 0.4 --gamma2 1 --group_lr_scale 80 --gamma2_growth 15) ;;
+1) K_NARROW=0.6875 ALIKE=(--gamma1 0.2 --gamma2 0.5 --group_lr_scale 288 --gamma2_growth 20) ;;
 *) fail "K is 1, 2, 4 or 8, not '$K': give a row another width by --k" ;;
 esac
 [ "${K:+$PRESET}" = cpu ] || ALIKE=()

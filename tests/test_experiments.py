@@ -434,9 +434,8 @@ def test_rows_have_the_same_number_of_steps(preset, k, caught):
         assert rates(whole) == rates(group) + rates(split)
     assert whole.k == group.k == first.k
     if preset == "cpu":  # groups form alike at every width
-        gammas = [group.gamma1 / group.k, group.gamma2 / group.k, group.group_lr_scale * group.k]
-        assert gammas == pytest.approx([0.2, 0.5, 96])
-        assert group.gamma3 == (4 * group.k if group.k > 1 else 10)
+        assert [group.gamma1 / group.k, group.gamma2 / group.k] == pytest.approx([0.2, 0.5])
+        assert group.gamma3 == 16
     target = resnet.count(resnet.equal_tree(resnet.NetworkConfig(k=whole.k, groups=(2, 2, 2))))[0]
 
     def distance(k):
