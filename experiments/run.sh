@@ -29,9 +29,9 @@ export PYTHON
 
 # Another width: K_NARROW is that of the network with about as many weights as a tree of equal 2-2-2.
 # ALIKE lets the groups of the preset `cpu` take about the same course. R_W, a mean over a layer's
-# rows, pulls on one weight with 1 / k, so gamma1 and gamma2 go with k. What narrow networks know of
-# the classes divides these less clearly, so their groups need a higher rate to be decided as soon,
-# and more of gamma2 to be emptied (docs/grouping.md). 8 was not tried.
+# rows, pulls on one weight with 1 / k, so gamma1 and gamma2 go with k. With a rate that goes with
+# 1 / k, late groups of k = 1 were not decided when gamma2 rose, and fell into one. So it is higher
+# there, and gamma2 grows more (docs/grouping.md). 8 was not tried.
 case ${K:-$WIDTH} in
 8) K_NARROW=5.75 ALIKE=(--gamma1 1.6 --gamma2 4 --group_lr_scale 7) ;;
 4) K_NARROW=2.875 ALIKE=() ;;

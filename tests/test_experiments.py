@@ -436,6 +436,7 @@ def test_rows_have_the_same_number_of_steps(preset, k, caught):
     if preset == "cpu":  # groups form alike at every width
         assert [group.gamma1 / group.k, group.gamma2 / group.k] == pytest.approx([0.2, 0.5])
         assert group.gamma3 == 16
+        assert group.group_lr_scale == {1: 288, 2: 80, 4: 24, 8: 7}[group.k]
     target = resnet.count(resnet.equal_tree(resnet.NetworkConfig(k=whole.k, groups=(2, 2, 2))))[0]
 
     def distance(k):
