@@ -1,17 +1,25 @@
-"""The input pipeline: CIFAR-100 from `download_cifar100.py`'s files to batches of a network.
+"""The input pipeline: from the files of a data set, CIFAR-100 or another, to a network's batches.
 
 Order and augmentation of training step t are a pure function of (seed, t), so that a run that
 starts again at step t sees what it would have seen. Everything works on whole batches.
+
+A data set is a folder with `split.json`, which says what it is, and a `.npz` file of images for each
+split. `download_cifar100.py` makes CIFAR-100, `make_dataset.py` one of a person's own pictures, which
+may also stay in their files and be read when they are needed (`pictures.py`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils import tf
+
+if TYPE_CHECKING:
+    import pictures
 
 NUM_CLASSES = 100
 IMAGE_SIZE = 32
@@ -29,13 +37,20 @@ CLASS_NAMES = """
     train trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """.split()  # noqa: SIM905, a list would be three times as long
 GET_DATA = "get it with: python download_cifar100.py --dataset_path {} (or --archive, --synthetic)"
-# What programs read of split.json.
+MAKE_AGAIN = "make it again with: python make_dataset.py PICTURES --dataset_path {} --overwrite"
+# What programs read of split.json, and what those lack that download_cifar100.py wrote.
 DESCRIPTION = {
     "dataset": str, "counts": dict,
     "class_names": list, "superclass_names": list, "superclass_of_class": list,
 }  # fmt: skip
+DEFAULTS = {
+    "kind": "arrays",  # in memory; or "files": a list of pictures, see pictures.py
+    "image_size": IMAGE_SIZE,
+    "centre": 1.0,  # share of a picture's shorter side that evaluation sees
+}
 
 _AUGMENT = 1  # tells this use of a (seed, step) from others
+SHIFT_DRAWS = 3  # random numbers of an image: two offsets, and whether it is flipped
 
 
 def class_names(dataset: str | None, number: int) -> list[str]:
@@ -46,7 +61,7 @@ def class_names(dataset: str | None, number: int) -> list[str]:
 
 
 def describe(data_dir: str) -> dict:
-    """What `data_dir` holds (`split.json`): dataset, seed, counts, class and superclass names.
+    """What `data_dir` holds (`split.json`): dataset, counts, names, and DEFAULTS where it is silent.
 
     Raises:
         ValueError: it is missing or damaged; says which command gets the data.
@@ -54,57 +69,87 @@ def describe(data_dir: str) -> dict:
     path = os.path.join(data_dir, "split.json")
     try:
         with open(path, encoding="utf-8") as file:
-            description = json.load(file)
-        good = all(isinstance(description[name], kind) for name, kind in DESCRIPTION.items())
-        problem = "" if good else f"{', '.join(DESCRIPTION)} are not what they should be"
+            description = DEFAULTS | json.load(file)
+        kinds = {name: type(value) for name, value in DEFAULTS.items()} | DESCRIPTION
+        good = all(isinstance(description[name], kind) for name, kind in kinds.items())
+        problem = "" if good else f"{', '.join(kinds)} are not what they should be"
     except NotADirectoryError:
         raise ValueError(f"{data_dir} is a file: name the folder of the data set") from None
     except OSError:
         raise ValueError(f"no data set in {data_dir}: {GET_DATA.format(data_dir)}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         problem = str(error)
     if problem:
         raise ValueError(f"{path} is damaged ({problem}): {GET_DATA.format(data_dir)}")
     return description
 
 
-def load(data_dir: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 `[N, 32, 32, 3]` and labels int32 `[N]` of train, val, train_val or test.
+def is_own(description: dict) -> bool:
+    """Whether `make_dataset.py` made a data set of a person's own pictures."""
+    return "source" in description
+
+
+def remedy(data_dir: str, description: dict) -> str:
+    """The command that mends a data set, in words."""
+    return (MAKE_AGAIN if is_own(description) else GET_DATA).format(data_dir)
+
+
+def read_arrays(path: str, mend: str) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file by name.
+
+    Raises:
+        ValueError: it is missing or cannot be read; ends with `mend`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: {mend}") from None
+    except MemoryError:
+        raise ValueError(f"{path} does not fit into the memory that is free") from None
+    except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds
+        raise ValueError(f"{path} cannot be read ({error}): {mend}") from None
+
+
+def load(data_dir: str, split: str) -> tuple[np.ndarray | pictures.Pictures, np.ndarray]:
+    """Images uint8 `[N, H, W, 3]` and labels int32 `[N]` of train, val, train_val or test.
+
+    The images of kind `files` are `pictures.Pictures`, which are read when they are needed.
 
     Raises:
         ValueError: the file is missing, damaged, or its arrays are not what they should be.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    expected = describe(data_dir)["counts"].get(split)
+    description = describe(data_dir)
+    expected, mend = description["counts"].get(split), remedy(data_dir, description)
+    if description["kind"] == "files":
+        import pictures  # Pillow, which arrays do not need
+
+        return pictures.load(data_dir, description, split)
     path = os.path.join(data_dir, f"{split}.npz")
-    remedy = GET_DATA.format(data_dir)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: {remedy}") from None
-    except MemoryError:
-        raise ValueError(f"{path} does not fit into the memory that is free") from None
-    except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds
-        raise ValueError(f"{path} cannot be read ({error}): {remedy}") from None
-    shape = (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)
+    arrays = read_arrays(path, mend)
+    if not {"images", "labels"} <= arrays.keys():
+        raise ValueError(f"{path} lacks images or labels: {mend}")
+    images, labels = arrays["images"], arrays["labels"]
+    size, num_classes = description["image_size"], len(description["class_names"])
+    shape = (len(labels), size, size, 3)
     if images.dtype != np.uint8 or images.shape != shape or labels.ndim != 1:
         raise ValueError(
             f"{path}: expected images uint8 {shape} and labels [N], got {images.dtype} "
-            f"{images.shape} and labels {labels.dtype} {labels.shape}: {remedy}"
+            f"{images.shape} and labels {labels.dtype} {labels.shape}: {mend}"
         )
     if not len(labels):
-        raise ValueError(f"{path} holds no images: {remedy}")
+        raise ValueError(f"{path} holds no images: {mend}")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{path}: expected whole-number labels, got {labels.dtype}: {remedy}")
-    if labels.min() < 0 or labels.max() >= NUM_CLASSES:
+        raise ValueError(f"{path}: expected whole-number labels, got {labels.dtype}: {mend}")
+    if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
-            f"{path}: labels must be 0 to {NUM_CLASSES - 1}, got {labels.min()} to {labels.max()}: "
-            + remedy
+            f"{path}: labels must be 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}: "
+            + mend
         )
     if len(labels) != expected:
-        raise ValueError(f"{path}: {expected} images expected, {len(labels)} found: {remedy}")
+        raise ValueError(f"{path}: {expected} images expected, {len(labels)} found: {mend}")
     return images, labels.astype(np.int32)
 
 
@@ -134,29 +179,47 @@ def batch_indices(step, batch_size: int, num_images: int, seed: int) -> tf.Tenso
     return tf.raw_ops.RandomIndexShuffle(index=place, seed=key, max_index=last, rounds=8)
 
 
+def draw(seed: int, step, number: int, batch) -> tf.Tensor:
+    """`number` random numbers in [0, 1) for each image of step `step`: float32 `[number, B, 1]`."""
+    key = tf.random.experimental.stateless_fold_in(
+        tf.stack([tf.cast(seed, tf.int64), tf.cast(step, tf.int64)]), _AUGMENT
+    )
+    return tf.random.stateless_uniform([number, batch, 1], key)
+
+
 def augment(images: tf.Tensor, seed: int, step) -> tf.Tensor:
-    """Pad by 4 (reflected), crop at random and flip every other image at random, `[B, 32, 32, 3]`.
+    """Pad by 4 (reflected), crop at random and flip every other image at random, `[B, H, W, 3]`."""
+    return shift(images, draw(seed, step, SHIFT_DRAWS, tf.shape(images)[0]))
+
+
+def shift(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    """What `augment` does, by the random numbers `draws [3, B, 1]`.
 
     The three are one change of indices: row r of an image is row |r + offset - 4|, mirrored at the
     far side.
     """
-    batch = tf.shape(images)[0]
-    key = tf.random.experimental.stateless_fold_in(
-        tf.stack([tf.cast(seed, tf.int64), tf.cast(step, tf.int64)]), _AUGMENT
-    )
-    draws = tf.random.stateless_uniform([3, batch, 1], key)  # (3, B, 1)
     offsets = tf.cast(draws[:2] * (2 * PADDING + 1), tf.int32) - PADDING
-    last = IMAGE_SIZE - 1
-    source = last - tf.abs(last - tf.abs(tf.range(IMAGE_SIZE) + offsets))  # (2, B, 32)
+    size = images.shape[1]
+    last = size - 1
+    source = last - tf.abs(last - tf.abs(tf.range(size) + offsets))  # (2, B, size)
     rows, columns = source[0], tf.where(draws[2] < 0.5, source[1], source[1][:, ::-1])
     images = tf.gather(images, rows, axis=1, batch_dims=1)
     return tf.gather(images, columns, axis=2, batch_dims=1)
 
 
 def training_batches(
-    images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, first_step: int = 0
+    images: np.ndarray | pictures.Pictures,
+    labels: np.ndarray,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
-    """Endless batches (float32 `[B, 32, 32, 3]`, int32 `[B]`) of steps `first_step`, + 1, ...
+    """Endless batches (float32 `[B, H, W, 3]`, int32 `[B]`) of steps `first_step`, + 1, ...
+
+    Args:
+        share: `(n, of)`, for a worker that computes the n-th (from 0) of so many equal parts of
+            every batch: its images alone are read.
 
     Raises:
         ValueError: a batch would hold more images than there are.
@@ -167,15 +230,19 @@ def training_batches(
             f"batch_size {batch_size} is more than the {num_images} training images: make it "
             "smaller"
         )
+    size = batch_size // share[1]
+    own = slice(share[0] * size, (share[0] + 1) * size)
+    steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
+    if not isinstance(images, np.ndarray):
+        return _as_written(images.training_batches(steps, labels, batch_size, seed, own))
     images, labels = tf.constant(images), tf.constant(labels)
 
     @tf.autograph.experimental.do_not_convert  # it has no control flow (so below)
     def batch(step):
-        indices = batch_indices(step, batch_size, num_images, seed)
-        pictures = augment(tf.gather(images, indices), seed, step)
+        indices = batch_indices(step, batch_size, num_images, seed)[own]
+        pictures = shift(tf.gather(images, indices), draw(seed, step, SHIFT_DRAWS, batch_size)[:, own])
         return standardize(pictures), tf.gather(labels, indices)
 
-    steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
     return _as_written(steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4))
 
 
@@ -197,6 +264,8 @@ def share_out(
 
 def evaluation_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
     """Every image once, in order, standardized; the last batch may be smaller."""
+    if not isinstance(images, np.ndarray):
+        return _as_written(images.evaluation_batches(labels, batch_size))
 
     @tf.autograph.experimental.do_not_convert
     def batch(pictures, targets):

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from cifar100 import IMAGE_SIZE, NUM_CLASSES
 from utils import tf
 
 LEVELS = (2, 3, 4)  # the levels that can be split: unit_2, unit_3, logits
@@ -97,6 +98,7 @@ class NetworkConfig:
         num_residual_units: n; 2 gives WRN-16.
         k: widening factor; 16k, 32k and 64k filters (a fraction is allowed if 16k is whole).
         num_classes: number of logits.
+        image_size: side of the images, which the network halves twice.
         groups: groups of (unit_2, unit_3, logits); 1 means not split.
         dropout_keep_prob: for the inputs of split layers, in training.
         bn_no_scale: do not train the scale (gamma) of the blocks' batch normalization.
@@ -106,11 +108,12 @@ class NetworkConfig:
 
     num_residual_units: int = 2
     k: float = 8
-    num_classes: int = 100
+    num_classes: int = NUM_CLASSES
     groups: tuple[int, int, int] = (1, 1, 1)
     dropout_keep_prob: float = 1.0
     bn_no_scale: bool = False
     dropout_unsplit: bool = False
+    image_size: int = IMAGE_SIZE
 
     def __post_init__(self):
         if self.num_residual_units < 1 or self.num_residual_units != int(self.num_residual_units):
@@ -125,6 +128,11 @@ class NetworkConfig:
             )
         if self.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
+        if self.image_size < 8 or self.image_size % 4:
+            raise ValueError(
+                f"a Wide ResNet halves its images twice, so image_size must be a multiple of 4 "
+                f"from 8 up, got {self.image_size}"
+            )
         if not 0 < self.dropout_keep_prob <= 1:
             raise ValueError(
                 f"dropout_keep_prob must be above 0 and at most 1, got {self.dropout_keep_prob}"

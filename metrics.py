@@ -37,9 +37,14 @@ class Evaluation:
         return self.correct / self.num_examples
 
 
-def predictor(net, precision: str = "float32", jit_compile: bool = False):
+def predictor(
+    net,
+    precision: str = "float32",
+    jit_compile: bool = False,
+    image_size: int = cifar100.IMAGE_SIZE,
+):
     """`predict(images, labels)` -> predicted classes int64 `[B]` and the sum of cross entropies."""
-    images_spec = tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3])
+    images_spec = tf.TensorSpec([None, image_size, image_size, 3])
     signature = [images_spec, tf.TensorSpec([None], tf.int32)]
 
     @tf.function(input_signature=signature, autograph=False, jit_compile=jit_compile)
@@ -51,13 +56,15 @@ def predictor(net, precision: str = "float32", jit_compile: bool = False):
     return predict
 
 
-def evaluate(predict, images, labels, batch_size: int) -> Evaluation:
+def evaluate(
+    predict, images, labels, batch_size: int, num_classes: int = cifar100.NUM_CLASSES
+) -> Evaluation:
     """Predict every image once.
 
     Seconds an image leave the first batch out, which compiles, and a smaller last one, for which
     XLA does again.
     """
-    confusion = np.zeros([cifar100.NUM_CLASSES] * 2, np.int64)
+    confusion = np.zeros([num_classes] * 2, np.int64)
     cross_entropy, times, sizes = 0.0, [], []
     for batch, targets in cifar100.evaluation_batches(images, labels, batch_size):
         start = time.perf_counter()

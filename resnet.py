@@ -19,10 +19,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import grouping
+from cifar100 import IMAGE_SIZE
 from grouping import NetworkConfig
 from utils import tf
 
-IMAGE_SIZE = 32
 BN_DECAY = 0.9
 BN_EPSILON = 1e-5
 LANES = 16  # values of a vector register: layers compute on a multiple of so many channels
@@ -219,7 +219,7 @@ class Block(tf.Module):
 
     def __init__(self, name, config, inputs, inner, outputs, resolution, first, keep_prob, seed):
         super().__init__()
-        stride = 2 if first and resolution < IMAGE_SIZE else 1
+        stride = 2 if first and resolution < config.image_size else 1
         train_scale = not config.bn_no_scale
         self.bn_1 = BatchNorm(f"{name}/bn_1", inputs, train_scale)
         self.relu_1 = DropoutReLU(f"{name}/dropout_1", keep_prob)
@@ -262,7 +262,8 @@ class Branch(tf.Module):
         self.num_branches = 0
         if level == 1:
             filters = self._stem_features(partition)
-            self.init_conv = Conv(f"{prefix}init_conv", 3, range(3), filters, IMAGE_SIZE, seed=seed)
+            size = config.image_size
+            self.init_conv = Conv(f"{prefix}init_conv", 3, range(3), filters, size, seed=seed)
         for stage in range(level, 4):
             self._add_stage(partition, stage, group, prefix, seed)
             children = partition.children(stage, group)
@@ -281,7 +282,7 @@ class Branch(tf.Module):
 
     def _add_stage(self, partition, level, group, prefix, seed):
         self.last_level = level
-        resolution = IMAGE_SIZE >> (level - 1)
+        resolution = self.config.image_size >> (level - 1)
         inputs = partition.inputs(level, group) if level > 1 else self._stem_features(partition)
         outputs = partition.outputs(level, group)
         for unit in range(self.config.num_residual_units):
@@ -388,7 +389,7 @@ class _Network(Branch):
         """Logits of a batch.
 
         Args:
-            images: `[B, 32, 32, 3]`, standardized. Their dtype (float32 or bfloat16) is the
+            images: `[B, H, W, 3]`, standardized. Their dtype (float32 or bfloat16) is the
                 precision of the convolutions; statistics, classifier and logits are float32.
             training: use the batch's statistics, update the moving ones, apply dropout.
             dropout_seed: `(seed, step)`, needed in training where dropout_keep_prob < 1; the same
@@ -511,7 +512,10 @@ def count(module: tf.Module) -> tuple[int, int]:
 
 def to_dict(net: ResNet | SplitResNet) -> dict:
     """What a checkpoint says about its network, in JSON's types: `build` makes it again."""
-    description = {"network": "dense", "config": dataclasses.asdict(net.config)}
+    config = dataclasses.asdict(net.config)
+    if config["image_size"] == IMAGE_SIZE:
+        del config["image_size"]  # as in checkpoints that are older than other sizes
+    description = {"network": "dense", "config": config}
     if isinstance(net, SplitResNet):
         description["network"] = TREE
         description["assignment"] = {name: of.tolist() for name, of in net.assignment.items()}

@@ -39,7 +39,7 @@ class Vertical:
         ]
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Logits float32 `[B, num_classes]` of images `[B, 32, 32, 3]`."""
+        """Logits float32 `[B, num_classes]` of images `[B, H, W, 3]`."""
         logits, done = [], [[] for _ in self.devices]  # done: each device's last part
         for x in split_batch(images, self.PARTS_PER_DEVICE * len(self.devices)):
             for number, (device, run) in enumerate(zip(self.devices, self.runs, strict=True)):
@@ -113,7 +113,7 @@ class Horizontal:
         return self._on_each(lambda _: tf.concat(parts, axis=-1))
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Logits float32 `[B, num_classes]` of images `[B, 32, 32, 3]`."""
+        """Logits float32 `[B, num_classes]` of images `[B, H, W, 3]`."""
         net = self.net
         x = self._apply(net.init_conv, self._exchange([images]))
         for block in net.blocks:

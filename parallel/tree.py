@@ -70,7 +70,7 @@ class PlacedTree:
         return [trunk + self._flops_behind_trunk(leaves) for leaves in self.leaves]
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Logits float32 `[B, num_classes]` of images `[B, 32, 32, 3]`."""
+        """Logits float32 `[B, num_classes]` of images `[B, H, W, 3]`."""
         logits = self._hybrid(images) if self.hybrid else self._branch(images)
         with tf.device(self.devices[0]):
             return self.tree.in_label_order(logits)[: tf.shape(images)[0]]
