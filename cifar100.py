@@ -3,19 +3,21 @@
 Order and augmentation of training step t are a pure function of (seed, t), so that a run that
 starts again at step t sees what it would have seen. Everything works on whole batches.
 
-A data set is a folder with `split.json`, which says what it is, and a `.npz` file of images for each
-split. `download_cifar100.py` makes CIFAR-100, `make_dataset.py` one of a person's own pictures, which
-may also stay in their files and be read when they are needed (`pictures.py`).
+A data set is a folder with `split.json`, which says what it is, and a `.npz` file of images for
+each split. `download_cifar100.py` makes CIFAR-100, `make_dataset.py` a set of a person's own
+pictures, which may also stay in their files and be read when they are needed (`pictures.py`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+import utils
 from utils import tf
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def class_names(dataset: str | None, number: int) -> list[str]:
 
 
 def describe(data_dir: str) -> dict:
-    """What `data_dir` holds (`split.json`): dataset, counts, names, and DEFAULTS where it is silent.
+    """What `data_dir` holds (`split.json`): dataset, counts, names, and the DEFAULTS of the rest.
 
     Raises:
         ValueError: it is missing or damaged; says which command gets the data.
@@ -153,6 +155,20 @@ def load(data_dir: str, split: str) -> tuple[np.ndarray | pictures.Pictures, np.
     return images, labels.astype(np.int32)
 
 
+def save(data_dir: str, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write what `load` reads, whole or not at all."""
+    with utils.atomic_write(os.path.join(data_dir, f"{split}.npz"), "wb") as file:
+        np.savez(file, images=images, labels=labels)
+
+
+def sha256(*arrays: np.ndarray) -> str:
+    """Of the arrays' contents, by which split.json knows them."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
 def standardize(images: tf.Tensor) -> tf.Tensor:
     """Zero mean and unit deviation per image and channel, `[B, H, W, C]` in float32.
 
@@ -240,8 +256,8 @@ def training_batches(
     @tf.autograph.experimental.do_not_convert  # it has no control flow (so below)
     def batch(step):
         indices = batch_indices(step, batch_size, num_images, seed)[own]
-        pictures = shift(tf.gather(images, indices), draw(seed, step, SHIFT_DRAWS, batch_size)[:, own])
-        return standardize(pictures), tf.gather(labels, indices)
+        draws = draw(seed, step, SHIFT_DRAWS, batch_size)[:, own]
+        return standardize(shift(tf.gather(images, indices), draws)), tf.gather(labels, indices)
 
     return _as_written(steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4))
 

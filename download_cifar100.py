@@ -15,7 +15,6 @@ A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import gzip
 import hashlib
 import http.client
@@ -405,22 +404,14 @@ def write_split(folder: Path, dataset: Dataset, seed: int) -> None:
         "dataset": dataset.name,
         "seed": seed,
         "counts": {name: len(labels) for name, (_, labels) in parts.items()},
-        "indices_sha256": _sha256(train.astype("<i8"), val.astype("<i8")),
-        "files": {f"{name}.npz": _sha256(*arrays) for name, arrays in parts.items()},
+        "indices_sha256": cifar100.sha256(train.astype("<i8"), val.astype("<i8")),
+        "files": {f"{name}.npz": cifar100.sha256(*arrays) for name, arrays in parts.items()},
         **{key: getattr(dataset, key) for key in NAMES},
     }
     for name, (images, labels) in parts.items():
-        with utils.atomic_write(folder / f"{name}.npz", "wb") as file:
-            np.savez(file, images=images, labels=labels)
+        cifar100.save(folder, name, images, labels)
     with utils.atomic_write(folder / "split.json") as file:
         file.write(json.dumps(split, indent=1) + "\n")
-
-
-def _sha256(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
 
 
 def read_split(folder: Path) -> dict | None:
@@ -444,7 +435,7 @@ def damaged_files(folder: Path, split: dict) -> list[str]:
 
     def is_whole(name: str) -> bool:
         try:
-            return _sha256(*cifar100.load(folder, name)) == split["files"][f"{name}.npz"]
+            return cifar100.sha256(*cifar100.load(folder, name)) == split["files"][f"{name}.npz"]
         except ValueError:
             return False
 
@@ -485,7 +476,7 @@ def prepare(flags: argparse.Namespace) -> None:
             return
         say(f"{folder}: {', '.join(damaged)} missing or damaged; writing again")
     part = folder / f"{FOLDER}.tar.gz.part"
-    with _lock(folder):
+    with utils.lock_folder(folder):
         if flags.synthetic:
             say("drawing synthetic images (results on them are not results on CIFAR-100)")
             dataset = synthetic(flags.seed)
@@ -514,22 +505,6 @@ def _read_url(url: str, part: Path) -> Dataset:
     except ValueError:
         part.unlink()  # so that the next run does not meet it again
         raise
-
-
-def _lock(folder: Path) -> IO:
-    """Make a folder, for no other process to work in until the file returned is closed."""
-    with utils.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(
-            f"another process is making {folder}: wait for it, or name another --dataset_path"
-        ) from None
-    except OSError as error:  # some network file systems have no locks
-        say(f"{folder} cannot be locked ({error.strerror}): let no other process make it")
-    return lock
 
 
 if __name__ == "__main__":

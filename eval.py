@@ -147,6 +147,7 @@ def main(argv: Sequence[str]) -> int | None:
     net, description = restore.load_evaluated(path, flags.mask)
     data = cifar100.describe(flags.data_dir)
     restore.check_dataset(path, description, data, flags.data_dir, flags.split)
+    restore.check_images(path, net, data, flags.data_dir)
     images, labels = cifar100.load(flags.data_dir, flags.split)
     result_file, output_file = output_files(flags, path)
     placement = flags.placement
@@ -157,9 +158,13 @@ def main(argv: Sequence[str]) -> int | None:
     with cluster.Watch(flags.cluster):
         try:
             placed = tree.place(net, placed_on, placement)
-            predict = metrics.predictor(placed, flags.precision, flags.jit_compile)
+            predict = metrics.predictor(
+                placed, flags.precision, flags.jit_compile, net.config.image_size
+            )
             start = time.perf_counter()
-            evaluation = metrics.evaluate(predict, images, labels, flags.batch_size)
+            evaluation = metrics.evaluate(
+                predict, images, labels, flags.batch_size, net.config.num_classes
+            )
         except (tf.errors.UnavailableError, tf.errors.AbortedError):
             raise ValueError(cluster.lost(flags.cluster)) from None
     test_time = time.perf_counter() - start

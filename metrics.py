@@ -92,6 +92,8 @@ def result(net, evaluation: Evaluation, **extra) -> dict:
         "weights": weights,
         "flops": flops,
         "network": net.config.name,
+        "num_classes": net.config.num_classes,
+        "image_size": net.config.image_size,
         "groups": grouping.format_groups(net.config.groups),
         "group_classes": [classes.tolist() for classes in resnet.class_groups(net)],
         "seconds_per_image": evaluation.seconds_per_image,
@@ -110,12 +112,12 @@ def of_groups(net, confusion: np.ndarray, superclass_of: Sequence[int], masked: 
     Args:
         net: a `resnet.ResNet` or `SplitResNet`.
         confusion: of its predictions, `[label, prediction]`.
-        superclass_of: the superclass of every class.
+        superclass_of: the superclass of every class; empty where there are none.
         masked: the weights between its groups were set to zero.
     """
     groups = resnet.class_groups(net)
     values: dict = {"group_accuracy": group_accuracies(confusion, groups)}
-    if len(groups) > 1:
+    if len(groups) > 1 and len(superclass_of):
         values["superclass_pairs"] = pairs_together(groups, superclass_of)
         values["superclass_pairs_chance"] = chance_together(groups)
     if net.alphas and not masked:

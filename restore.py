@@ -86,11 +86,6 @@ def load_evaluated(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.Spli
     except ValueError as error:
         raise ValueError(f"{error}: name an older model.ckpt-STEP of the run") from None
     net, description = load_network(path, tensors)
-    if net.config.num_classes != cifar100.NUM_CLASSES:
-        raise ValueError(
-            f"{path} tells {net.config.num_classes} classes apart, and the data set has "
-            f"{cifar100.NUM_CLASSES}: name a network of as many"
-        )
     if masked:
         if not isinstance(net, resnet.ResNet) or max(net.config.groups) == 1:
             raise ValueError(
@@ -122,6 +117,24 @@ def check_dataset(path: str, description: dict, data: dict, folder: str, split="
                 f"{folder} holds {data['dataset']} ({key} {here}): name the data that it was "
                 "trained on with --data_dir"
             )
+    if description.get("class_names") not in (None, data.get("class_names")):
+        raise ValueError(
+            f"{path} was trained on other classes of {data['dataset']} than {folder} has by now: "
+            "name the data that it was trained on with --data_dir"
+        )
+
+
+def check_images(path: str, net, data: dict, folder: str) -> None:
+    """Raise ValueError unless a network is of the number of classes and the size of a data set's
+    images."""
+    of_data = {"num_classes": len(data["class_names"]), "image_size": data["image_size"]}
+    for name, words in [("num_classes", "classes"), ("image_size", "pixels")]:
+        own, here = getattr(net.config, name), of_data[name]
+        if own != here:
+            raise ValueError(
+                f"{path} is a network for {own} {words}, but {folder} has {here}: name the data "
+                "that it was trained on with --data_dir, or another network"
+            )
 
 
 def class_names(path: str, description: dict, number: int, data_dir: str) -> list[str]:
@@ -130,12 +143,15 @@ def class_names(path: str, description: dict, number: int, data_dir: str) -> lis
     Args:
         number: of the classes.
         data_dir: a data set to take them from, which must be the one that it was trained on; empty:
-            those of CIFAR-100, or numbers for another data set.
+            those that the checkpoint knows, those of CIFAR-100, or numbers.
     """
     if not data_dir:
-        return cifar100.class_names(description.get("dataset"), number)
+        known = description.get("class_names")
+        return known or cifar100.class_names(description.get("dataset"), number)
     data = cifar100.describe(data_dir)
     check_dataset(path, description, data, data_dir, "test")
+    if len(data["class_names"]) != number:
+        raise ValueError(f"{path} tells {number} classes apart, {data_dir} has others")
     return data["class_names"]
 
 
@@ -158,6 +174,7 @@ def network_to_resume(path: str, tensors, flags: argparse.Namespace, run_info: d
         )
     changes = {"dropout_keep_prob": flags.dropout_keep_prob}
     net, description = load_network(path, tensors, **changes)
+    check_images(path, net, cifar100.describe(flags.data_dir), flags.data_dir)
     if description.get("stage") != flags.stage:
         raise ValueError(
             f"{path} is of stage {description.get('stage')}, not {flags.stage}: name another "
@@ -182,11 +199,9 @@ def read_groups(path: str, num_groups: int, class_names: Sequence[str]) -> list[
         ValueError: it cannot be read, or is no such list; says which group or class is wrong.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            groups = json.load(file)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"--groups {path} cannot be read as JSON: {reason}") from None
+        groups = utils.read_users_json(path)
+    except ValueError as error:
+        raise ValueError(f"--groups {error}") from None
     if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
         raise ValueError(
             f"--groups {path} is to hold a list of groups, each a list of class names or numbers, "
@@ -257,7 +272,11 @@ def network_from_weights(path: str, tensors, flags: argparse.Namespace, run_info
     """
     changes = {name: getattr(flags, name) for name in ("dropout_keep_prob", "bn_no_scale")}
     base, description = load_network(path, tensors, **changes)
+    if flags.stage != "split" and isinstance(base, resnet.ResNet):
+        _check_network(path, base.config, flags, groups=False)
+        return _new_network_with(base, description, flags, run_info), description
     check_dataset(path, description, run_info, flags.data_dir)
+    check_images(path, base, cifar100.describe(flags.data_dir), flags.data_dir)
     grouped = max(base.config.groups) > 1
     if flags.stage == "split" and flags.groups:
         return _cut_into_given_groups(path, base, flags), description
@@ -272,18 +291,47 @@ def network_from_weights(path: str, tensors, flags: argparse.Namespace, run_info
             return base, description
         equal = grouping.equal_assignments(base) if flags.equal_groups else None
         return resnet.split(base, equal), description
-    if not isinstance(base, resnet.ResNet):
-        raise ValueError(f"{path} is a tree already: only stage split goes on from it")
-    _check_network(path, base.config, flags, groups=grouped)
-    return _with_weights_of(base, network_config(flags), flags.seed), description
+    raise ValueError(f"{path} is a tree already: only stage split goes on from it")
 
 
-def _with_weights_of(base: resnet.ResNet, config: resnet.NetworkConfig, seed: int) -> resnet.ResNet:
-    """A dense network with another's weights; groups that the other does not have start anew."""
+def _with_weights_of(
+    base: resnet.ResNet, config: resnet.NetworkConfig, seed: int, new: Sequence[str] = ()
+) -> resnet.ResNet:
+    """A dense network with another's weights, but for those whose names begin like `new`; groups
+    that the other does not have start anew."""
     net = resnet.ResNet(config, seed)
-    variables = [*([] if base.alphas else net.alphas.values()), *base.variables]
-    resnet.load_weights(net, {resnet.name_of(v): v.numpy() for v in variables})
+    own = {resnet.name_of(variable): variable.numpy() for variable in net.variables}
+    known = {resnet.name_of(variable): variable.numpy() for variable in base.variables}
+    new = (*new, *(() if base.alphas else ("group/",)))
+    kept = {name: value for name, value in known.items() if not name.startswith(new)}
+    resnet.load_weights(net, kept | {n: value for n, value in own.items() if n.startswith(new)})
     return net
+
+
+def _new_network_with(base, description: dict, flags, run_info: dict) -> resnet.ResNet:
+    """The network that the flags ask for with a base's weights, as far as they are of use; prints
+    what starts anew: the classifier where the classes are others, and indicators."""
+    config, new = network_config(flags), []
+    try:
+        check_dataset(flags.basemodel, description, run_info, flags.data_dir)
+        others = config.num_classes != base.config.num_classes
+    except ValueError:
+        # Of the same data set, divided in another way: its training images may be validated here.
+        if description.get("dataset") == run_info["dataset"] and "class_names" not in description:
+            raise
+        others = True
+    if others:
+        new = ["logits/", "group/"]
+        print(
+            f"it tells {base.config.num_classes} classes of {description.get('dataset')} apart, "
+            f"this run {config.num_classes} of {run_info['dataset']}: the classifier and all "
+            "indicators start anew"
+        )
+    elif base.alphas and base.config.groups != config.groups:
+        new = ["group/"]
+        shown = [grouping.format_groups(c.groups) for c in (base.config, config)]
+        print("its groups are {}, not {}: all indicators start anew".format(*shown))
+    return _with_weights_of(base, config, flags.seed, new)
 
 
 def _cut_into_given_groups(path: str, base, flags: argparse.Namespace) -> resnet.SplitResNet:
@@ -298,11 +346,13 @@ def _cut_into_given_groups(path: str, base, flags: argparse.Namespace) -> resnet
 
 
 def network_config(flags: argparse.Namespace) -> resnet.NetworkConfig:
-    """The network of stage baseline or group."""
+    """The network of stage baseline or group, for the classes and images of the data set."""
+    data = cifar100.describe(flags.data_dir)
     return resnet.NetworkConfig(
         num_residual_units=flags.num_residual_units,
         k=flags.k,
-        num_classes=cifar100.NUM_CLASSES,
+        num_classes=len(data["class_names"]),
+        image_size=data["image_size"],
         groups=flags.ngroups,
         dropout_keep_prob=flags.dropout_keep_prob,
         bn_no_scale=flags.bn_no_scale,

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import fcntl
 import importlib.util
 import json
 import math
@@ -24,7 +25,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import IO, NoReturn
 
 FOLDERS = ("benchmark", "experiments", "report")  # that run by `python -m NAME`
 # Of requirements.txt.
@@ -285,7 +286,7 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         with Ending():
             status = main(sys.argv[1:])
     except (ValueError, *_errors()) as error:
-        message = " ".join(str(error).split())
+        message = raised_inside(error) or " ".join(str(error).split())
         if os.environ.get("SPLITNET_TRACEBACK"):
             raise
         print(f"{name}: error: {message}", file=sys.stderr)
@@ -297,6 +298,12 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     finally:
         sys.stdout.flush()
     sys.exit(status or 0)
+
+
+def raised_inside(error: Exception) -> str:
+    """What a Python function said that failed within TensorFlow; empty if none did."""
+    found = re.search(r"\bValueError: (.*)\n\s*Traceback", str(error))
+    return found[1] if found else ""
 
 
 def first_line(error: Exception) -> str:
@@ -421,6 +428,23 @@ def check_file(path: str, flag: str) -> None:
         raise ValueError(f"--{flag} {path} cannot be written ({reason}): name another")
 
 
+def lock_folder(folder: str) -> IO:
+    """Make a folder, for no other process to work in until the file returned is closed."""
+    path = os.path.join(folder, ".lock")
+    with writing(folder):
+        os.makedirs(folder, exist_ok=True)
+        lock = open(path, "w")  # noqa: SIM115, the caller closes it
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"another process is making {folder}: wait for it, or name another --dataset_path"
+        ) from None
+    except OSError as error:  # some network file systems have no locks
+        say(f"{folder} cannot be locked ({error.strerror}): let no other process make it")
+    return lock
+
+
 def write_json(path: str, value) -> None:
     """Write JSON, atomically; one key a line."""
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value[key])}" for key in value)
@@ -438,6 +462,22 @@ def read_json(path: str) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: an object was expected, not {type(value).__name__}")
     return value
+
+
+def read_users_json(path: str):
+    """Read a JSON file that a person wrote, with or without a byte order mark.
+
+    Raises:
+        ValueError: it cannot be read; names it.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return json.load(file)
+    except RecursionError:
+        reason = "too many brackets within brackets"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+    raise ValueError(f"{path} cannot be read as JSON: {reason}")
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:

@@ -30,6 +30,7 @@ from conftest import REAL_ARCHIVE, ROOT, fails, free_port, inside
 
 import cifar100
 import download_cifar100 as dl
+import utils
 from experiments import variants
 
 PAYLOAD = np.random.default_rng(0).bytes(300_000)
@@ -284,7 +285,7 @@ def test_one_download_at_a_time_which_can_be_ended(number, tmp_path):
 
 def test_files_that_cannot_be_locked(small, tmp_path, monkeypatch):
     unsupported = OSError(errno.ENOLCK, "No locks available")
-    monkeypatch.setattr(dl.fcntl, "flock", raising(unsupported))
+    monkeypatch.setattr(utils.fcntl, "flock", raising(unsupported))
     assert "cannot be locked (No locks available)" in run(tmp_path, "--synthetic")
 
 

@@ -33,7 +33,9 @@ class Loop:
         self.step = int(trainer.steps_done)
         self.batches = self._batches()
         self.steps_per_epoch = len(data["train"][1]) / flags.batch_size
-        self.predict = metrics.predictor(trainer.net, flags.precision)
+        self.predict = metrics.predictor(
+            trainer.net, flags.precision, image_size=trainer.net.config.image_size
+        )
         self.evaluation = None  # the last validation
         description = json.loads(trainer.description)
         self.config = {
@@ -68,21 +70,21 @@ class Loop:
         """The training batches from this step on, each replica's share of them."""
         flags, strategy = self.flags, self.trainer.strategy
         replicas = strategy.num_replicas_in_sync
-        batches = cifar100.training_batches(
-            *self.data["train"], flags.batch_size, flags.seed, self.step
-        )
+        of_run = (*self.data["train"], flags.batch_size, flags.seed, self.step)
         if replicas == 1:
-            return batches
+            return cifar100.training_batches(*of_run)
         if flags.batch_size % replicas:
             raise ValueError(
                 f"--batch_size {flags.batch_size} cannot be shared out over {replicas} replicas: "
                 f"make it a multiple of {replicas}"
             )
-        return strategy.distribute_datasets_from_function(
-            lambda context: cifar100.share_out(
-                batches, replicas, context.input_pipeline_id, context.num_input_pipelines
-            )
-        )
+
+        def own(context):
+            worker, workers = context.input_pipeline_id, context.num_input_pipelines
+            batches = cifar100.training_batches(*of_run, share=(worker, workers))
+            return cifar100.share_out(batches, replicas // workers, 0, 1)
+
+        return strategy.distribute_datasets_from_function(own)
 
     def check_workers(self) -> None:
         """Raise ValueError unless all workers, if there are several, do the same from here on."""
@@ -117,7 +119,7 @@ class Loop:
         while self.step < flags.max_steps and not self._interrupted(interruption):
             start, rate = time.perf_counter(), self.learning_rate()
             grouping_on = self.grouping_on()
-            images, labels = next(batches)
+            images, labels = self._next(batches)
             values = self.trainer.step(
                 images, labels, tf.constant(rate, tf.float32), tf.constant(self.gamma2_growth()),
                 grouping_on,
@@ -140,6 +142,17 @@ class Loop:
             if last or self.step % flags.checkpoint_interval == 0:
                 self.save()
         self.save()
+
+    def _next(self, batches):
+        """The next batch; where a picture of it cannot be read, a checkpoint first."""
+        try:
+            return next(batches)
+        except tf.errors.OpError as error:
+            problem = utils.raised_inside(error)
+            if problem:
+                self.save()
+                raise ValueError(problem) from None
+            raise
 
     def _interrupted(self, interruption: utils.Interruption) -> bool:
         """Whether this process was interrupted; of several workers, whether any was."""
@@ -223,10 +236,17 @@ class Loop:
             drawn["superclasses"] = figures.superclasses(groups, data)
         return drawn
 
+    def evaluate(self) -> metrics.Evaluation:
+        """Of the validation images."""
+        config = self.trainer.net.config
+        return metrics.evaluate(
+            self.predict, *self.data["val"], self.flags.batch_size, config.num_classes
+        )
+
     def validate(self) -> None:
         """Validation accuracy, into the log; a new best is kept as a checkpoint."""
         best = self.run.best()
-        evaluation = metrics.evaluate(self.predict, *self.data["val"], self.flags.batch_size)
+        evaluation = self.evaluate()
         self.run.log(
             self.step, val_accuracy=evaluation.accuracy, val_cross_entropy=evaluation.cross_entropy
         )
@@ -274,6 +294,8 @@ def run(flags: argparse.Namespace) -> int:
         "dataset": dataset["dataset"],
         "indices_sha256": dataset.get("indices_sha256", ""),
     }
+    if cifar100.is_own(dataset):  # travels with the network, as nobody else knows it
+        run_info |= {name: dataset[name] for name in ("class_names", "centre")}
     try:
         with utils.Interruption() as interruption:  # after the strategy, which may take signals
             return _run(flags, data, run_info, strategy, interruption)
@@ -335,7 +357,7 @@ def finish(loop: Loop, interruption: utils.Interruption, run_info: dict) -> int:
         )
         return interruption.status
     if loop.evaluation is None:  # it was interrupted after its last step
-        loop.evaluation = metrics.evaluate(loop.predict, *loop.data["val"], flags.batch_size)
+        loop.evaluation = loop.evaluate()
     replicas = loop.trainer.strategy.num_replicas_in_sync
     values = metrics.result(
         loop.trainer.net,
