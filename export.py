@@ -4,12 +4,12 @@
     python export.py --checkpoint pretrained/deep_2-2-2 --format savedmodel --output tree --branch 1
     python export.py --checkpoint pretrained/deep_2-2-2 --format savedmodel --output tree --parts
 
-Images go in as uint8 `[N, 32, 32, 3]`, named `images`, for any N: standardizing is part of the
-model. Float32 `logits` come out in the order of the labels. `--branch` exports the trunk and one
-branch, with the logits of its classes alone; `--parts` the trunk and each branch as models of their
-own, the trunk's outputs `features_0`, `features_1` ... being what the branches take. Classes,
-groups and where the network is from travel as metadata. What was written is run by its own engine
-and compared with the network.
+Images go in as uint8 `[N, H, W, 3]` of the network's size (32x32 for CIFAR-100), named `images`,
+for any N: standardizing is part of the model. Float32 `logits` come out in the order of the labels.
+`--branch` exports the trunk and one branch, with the logits of its classes alone; `--parts` the
+trunk and each branch as models of their own, the trunk's outputs `features_0`, `features_1` ...
+being what the branches take. Classes, groups and where the network is from travel as metadata. What
+was written is run by its own engine and compared with the network.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--overwrite", type=utils.boolean, nargs="?", const=True, default=False,
         help="replace a file that exists, or a folder that holds an export alone")  # fmt: skip
     add("--data_dir", type=utils.path, default="",
-        help="data set for names of classes (default: CIFAR-100's), int8's accuracy")  # fmt: skip
+        help="data set for names of classes (default: its own), int8's accuracy")  # fmt: skip
     flags = parser.parse_args(argv)
     if flags.parts and flags.branch is not None:
         parser.error("--parts and --branch exclude each other: leave one of them out")
@@ -90,7 +90,9 @@ def accuracy(run, data_dir: str, numbers: list[int]) -> float:
     images, labels = cifar100.load(data_dir, "test")
     kept = np.isin(labels, numbers)
     images, labels = images[kept], np.searchsorted(numbers, labels[kept])
-    batches = [run(images[i : i + 100])["logits"] for i in range(0, len(images), 100)]
+    size = 100  # at once
+    parts = (np.asarray(images[i : i + size]) for i in range(0, len(images), size))
+    batches = [run(part)["logits"] for part in parts]
     return float(np.mean(np.concatenate(batches).argmax(axis=1) == labels))
 
 
@@ -206,6 +208,7 @@ def describe(net, description: dict, path: str, flags: argparse.Namespace) -> di
         "groups": grouping.format_groups(net.config.groups),
         "class_names": list(names),
         "dataset": description.get("dataset", ""),
+        "image_size": net.config.image_size,
         "stage": description.get("stage", ""),
         "step": description["step"],
         "git_revision": rundir.git_revision(),

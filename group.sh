@@ -52,4 +52,5 @@ exec "$PYTHON" "$HERE/train.py" \
     --val_interval 1000 \
     --checkpoint_interval 1000 \
     --group_summary_interval 1000 \
-    ${GROUP_FLAGS[@]+"${GROUP_FLAGS[@]}"} "$@"
+    ${GROUP_FLAGS[@]+"${GROUP_FLAGS[@]}"} \
+    --schedule_for "$TRAINING_IMAGES" "$@"

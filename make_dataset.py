@@ -86,7 +86,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         help="in training: shifts by up to 4 pixels, or random crops of 8 to 100 %% of a picture "
         "(default: crop for kind files, but for pictures of just this size)")  # fmt: skip
     add("--centre", type=utils.number(float, above=0, high=1),
-        help="share of the shorter side that evaluation sees (default: 1; ILSVRC: 0.875)")  # fmt: skip
+        help="share of the shorter side that evaluation sees (default: 1; ILSVRC 7/8)")  # fmt: skip
     add("--skip_bad", type=utils.boolean, nargs="?", const=True, default=False,
         help="leave out pictures that cannot be read")  # fmt: skip
     add("--overwrite", type=utils.boolean, nargs="?", const=True, default=False,
@@ -448,12 +448,11 @@ def divide(labels: np.ndarray, splits: np.ndarray, shares: dict[str, float], see
     for label in range(labels.max() + 1):
         members = np.flatnonzero((labels == label) & (splits == train))
         members = members[np.argsort(keys[members], kind="stable")]
-        for part in ("test", "val"):
-            if part in shares:
-                number = max(round(len(members) * shares[part]), 1)
-                number = min(number, len(members) - 1)
-                splits[members[:number]] = cifar100.SPLITS.index(part)
-                members = members[number:]
+        wanted = {part: max(round(len(members) * share), 1) for part, share in shares.items()}
+        for part, number in sorted(wanted.items()):  # test, val
+            number = min(number, len(members) - 1)
+            splits[members[:number]] = cifar100.SPLITS.index(part)
+            members = members[number:]
 
 
 def check_numbers(labels: np.ndarray, splits: np.ndarray, class_names: Sequence[str]) -> None:

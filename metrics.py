@@ -117,7 +117,7 @@ def of_groups(net, confusion: np.ndarray, superclass_of: Sequence[int], masked: 
     """
     groups = resnet.class_groups(net)
     values: dict = {"group_accuracy": group_accuracies(confusion, groups)}
-    if len(groups) > 1 and len(superclass_of):
+    if len(groups) > 1 and has_pairs(superclass_of):
         values["superclass_pairs"] = pairs_together(groups, superclass_of)
         values["superclass_pairs_chance"] = chance_together(groups)
     if net.alphas and not masked:
@@ -138,6 +138,11 @@ def _class_counts(groups: Sequence[Sequence[int]], superclass_of: np.ndarray) ->
     number = superclass_of.max() + 1
     members = [superclass_of[np.asarray(group, int)] for group in groups]
     return np.array([np.bincount(superclasses, minlength=number) for superclasses in members])
+
+
+def has_pairs(superclass_of_class: Sequence[int]) -> bool:
+    """Whether any superclass has two classes, which may be together or not."""
+    return len(set(superclass_of_class)) < len(superclass_of_class)
 
 
 def pairs_together(groups: Sequence[Sequence[int]], superclass_of_class: Sequence[int]) -> float:

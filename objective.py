@@ -202,6 +202,63 @@ class Trainer(tf.Module):
 # ---------------------------------------------------------------- rates
 
 
+def fit_schedule(flags: argparse.Namespace, num_images: int) -> str:
+    """Fit a schedule that was made for `schedule_for` images to another number, in `flags`.
+
+    With more images the steps grow, so that the epochs stay. With fewer the epochs grow, so that
+    the steps stay: groups need a number of steps to form, however few images there are
+    (docs/grouping.md). What `flags.fixed` names was given for this very run, and stays.
+
+    Returns:
+        What was chosen and why; empty where nothing had to be.
+    """
+    meant_for, fixed = flags.schedule_for, flags.fixed
+    if not meant_for or meant_for == num_images:
+        return ""
+    factor = num_images / meant_for
+    words = f"schedule: made for {meant_for:,} training images, and here are {num_images:,}: "
+    if factor > 1:
+        whole = flags.lr_total_steps == flags.lr_first_step + flags.max_steps
+        for name in {"max_steps", "lr_total_steps", "lr_first_step"} - fixed:
+            if getattr(flags, name):
+                setattr(flags, name, round(getattr(flags, name) * factor))
+        steps = flags.lr_first_step + flags.max_steps
+        if flags.lr_total_steps and (whole or flags.lr_total_steps < steps):
+            flags.lr_total_steps = steps
+        return words + f"as many epochs, so {factor:.3g} times the steps, {flags.max_steps:,}"
+    for name in {"lr_step_epoch", "gamma2_step_epoch"} - fixed:
+        setattr(flags, name, [epoch / factor for epoch in getattr(flags, name)])
+    for name in {"lr_warmup_epochs", "group_start_epoch"} - fixed:
+        setattr(flags, name, getattr(flags, name) / factor)
+    if "batch_size" not in fixed:
+        flags.batch_size = min(flags.batch_size, num_images)
+    epochs = flags.max_steps * flags.batch_size / num_images
+    return words + (
+        f"as many steps, {flags.max_steps:,}, as groups form in steps and not in epochs; these are "
+        f"{epochs:.0f} epochs of batches of {flags.batch_size}"
+    )
+
+
+def slow_groups(flags: argparse.Namespace, num_classes: int, steps_per_epoch: float) -> list[str]:
+    """A warning where the classes' groups have too few steps to get sharp (docs/grouping.md), or
+    none."""
+    if flags.group_equal_growth or not flags.gamma1:
+        return []
+    # A factor of e takes 14 D steps at a rate of 0.1, and 8 of them make a group sharp.
+    pace = flags.initial_lr / 0.1 * flags.gamma1 * flags.group_lr_scale
+    needed = 8 * 14 * num_classes / pace
+    end = min([flags.max_steps, *(epoch * steps_per_epoch for epoch in flags.lr_step_epoch)])
+    there = end - flags.group_start_epoch * steps_per_epoch
+    if needed <= there:
+        return []
+    scale = flags.group_lr_scale * needed / max(there, 1)
+    return [
+        f"the groups of {num_classes:,} classes need about {needed:,.0f} steps to get sharp and "
+        f"have {max(there, 0):,.0f} at the full rate: give --group_lr_scale {scale:.2g} or more, "
+        "or more steps (docs/grouping.md)"
+    ]
+
+
 def stepwise(
     step: int, steps_per_epoch: float, initial: float, factor: float, epochs: Sequence[float]
 ) -> float:

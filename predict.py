@@ -3,36 +3,31 @@
     python predict.py cat.jpg holiday/                      with pretrained/deep_2-2-2
     python predict.py --checkpoint runs/cpu/split --json True holiday/
 
-Pictures are PNG, JPEG, WebP, BMP or GIF (the first frame) of any size: their centre square is
-shrunk to 32x32. Of a folder all files with such an ending are taken. What is no picture is named,
-the others are classified, and the exit status is 1.
+Pictures are PNG, JPEG, WebP, BMP, GIF (the first frame), TIFF or AVIF of any size: their centre
+square is shrunk to the network's size. Of a folder all files with such an ending are taken. What is
+no picture is named, the others are classified, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
-import struct
 import sys
-import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 import cifar100
+import pictures
 import rundir
 import utils
+from pictures import read_picture
 from utils import tf
 
 DEFAULT = os.path.join(os.path.dirname(os.path.realpath(__file__)), "pretrained", "deep_2-2-2")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-PILLOW_RAISES = (OSError, SyntaxError, ValueError, EOFError, struct.error,
-                 Image.DecompressionBombError)  # fmt: skip
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 SHOWN = 5  # classes of a picture
 MANY = 20  # pictures from which on a terminal sees how far it is
 
@@ -48,7 +43,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--json", type=utils.boolean, nargs="?", const=True, default=False,
         help="print a line of JSON for each picture")  # fmt: skip
     add("--data_dir", type=utils.path, default="",
-        help="data set to take the names of classes from (default: CIFAR-100's)")  # fmt: skip
+        help="data set to take the names of classes from (default: its own)")  # fmt: skip
     add("--batch_size", type=utils.number(int, low=1), default=100,
         help="number of pictures at once (default: 100)")  # fmt: skip
     flags = parser.parse_args(argv)
@@ -60,64 +55,30 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 # ---------------------------------------------------------------- pictures
 
 
-def find_pictures(names: Sequence[str]) -> Iterator[str]:
-    """The named files, and those below the named folders that end like pictures, sorted."""
-    for name in names:
-        if not os.path.isdir(name):
-            yield name
-            continue
-        for folder, folders, files in os.walk(name, onerror=_cannot_be_listed):
-            folders.sort()
-            for file in sorted(files):
-                if file.lower().endswith(ENDINGS):
-                    yield os.path.join(folder, file)
+def find_pictures(names: Sequence[str], passed: Counter) -> Iterator[str]:
+    """The named files, and those below the named folders that end like pictures, sorted.
 
-
-def _cannot_be_listed(error: OSError) -> None:
-    raise ValueError(f"{error.filename} cannot be read: {error.strerror}")
-
-
-def read_picture(path: str) -> np.ndarray:
-    """A picture as the network takes it, uint8 `[32, 32, 3]`; 32x32 pixels stay as they are.
-
-    Raises:
-        ValueError: it cannot be read, or is no picture.
+    Args:
+        passed: counts what else there is in the folders, by its ending.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        with warnings.catch_warnings():  # of large pictures and of EXIF data that are damaged
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-                picture = _on_white(ImageOps.exif_transpose(picture))
-    except UnidentifiedImageError:
-        reason = f"it is none of {', '.join(FORMATS)}" if content else "it is empty"
-        raise ValueError(f"{path} is no picture that can be read ({reason})") from None
-    except PILLOW_RAISES as error:
-        raise ValueError(f"{path} is no picture that can be read ({error})") from None
-    size = [cifar100.IMAGE_SIZE] * 2
-    return np.array(ImageOps.fit(picture, size, Image.Resampling.BICUBIC))
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    """Any picture with 8 bits for each of red, green and blue, what is transparent on white."""
-    if picture.mode.startswith("I"):  # 16 bits of grey, of which Pillow would keep the lowest
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    for name in names:
+        if os.path.isdir(name):
+            yield from pictures.find(name, passed)
+        else:
+            yield name
 
 
 # ---------------------------------------------------------------- classes
 
 
 def load_classifier(flags: argparse.Namespace):
-    """`classify(images uint8 [N, 32, 32, 3])` -> probabilities float32 `[N, classes]`; the names
-    of the classes; the group of each class, all 0 where there are none."""
+    """How to classify.
+
+    Returns:
+        `classify(images uint8 [N, H, W, 3])` -> probabilities float32 `[N, classes]`; `read(path)`,
+        a picture as the network takes it; the names of the classes; the group of each class, all 0
+        where there are none.
+    """
     import resnet
     import restore
     from parallel import tree
@@ -135,7 +96,10 @@ def load_classifier(flags: argparse.Namespace):
     def classify(images):
         return tf.nn.softmax(place(cifar100.standardize(images)))
 
-    return classify, names, branch_of
+    def read(path):
+        return read_picture(path, net.config.image_size, description.get("centre", 1.0))
+
+    return classify, read, names, branch_of
 
 
 def best_classes(probabilities: np.ndarray, names, branch_of) -> list[dict]:
@@ -159,23 +123,27 @@ def report(path: str, classes: list[dict], as_json: bool) -> None:
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
-    paths = list(find_pictures(flags.pictures))
+    passed: Counter = Counter()
+    paths = list(find_pictures(flags.pictures, passed))
+    if passed:
+        print(f"predict.py: passed over: {pictures.passed_over(passed)}", file=sys.stderr)
     if not paths:
-        raise ValueError(f"{', '.join(flags.pictures)}: no file there ends in {', '.join(ENDINGS)}")
-    classify, names, branch_of = load_classifier(flags)
+        endings = ", ".join(pictures.ENDINGS)
+        raise ValueError(f"{', '.join(flags.pictures)}: no file there ends in {endings}")
+    classify, read, names, branch_of = load_classifier(flags)
     shows_progress = len(paths) > MANY and sys.stderr.isatty()
     failed = 0
     for start in range(0, len(paths), flags.batch_size):
-        pictures = []
+        batch = []
         for path in paths[start : start + flags.batch_size]:
             try:
-                pictures.append((path, read_picture(path)))
+                batch.append((path, read(path)))
             except ValueError as error:
                 failed += 1
                 print(f"predict.py: {' '.join(str(error).split())}", file=sys.stderr)
-        if pictures:
-            probabilities = classify(np.stack([picture for _, picture in pictures])).numpy()
-            for (path, _), row in zip(pictures, probabilities, strict=True):
+        if batch:
+            probabilities = classify(np.stack([picture for _, picture in batch])).numpy()
+            for (path, _), row in zip(batch, probabilities, strict=True):
                 report(path, best_classes(row, names, branch_of), flags.json)
         if shows_progress:
             done = min(start + flags.batch_size, len(paths))

@@ -25,6 +25,8 @@ find_python() { # -> PYTHON, the caller's or that of .venv
     fi
 }
 
+TRAINING_IMAGES=45000 # of CIFAR-100, which all numbers of steps and epochs are meant for
+
 # The paper's flags stand in group.sh, split.sh and experiments/run.sh; of two flags the last one
 # counts. A further preset is a block here.
 #   GROUP_FLAGS, SPLIT_FLAGS  of group.sh and split.sh

@@ -4,6 +4,8 @@
 #   ./quickstart.sh --archive FILE   reads the .tar.gz, .tar.xz, .tar or the unpacked folder
 #                                    cifar-100-python; also CIFAR100_ARCHIVE=FILE
 #   ./quickstart.sh --synthetic      draws the synthetic set
+#   ./quickstart.sh --data PICTURES  your own: a folder of pictures for each class, and with
+#                                    --image_size 64 other sizes than 32x32 (docs/data.md)
 #   ./quickstart.sh --setup FILE ... makes .venv with what requirements files name, and ends
 # Run again, it goes on from what exists. Other presets take hours: README.md.
 [ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
@@ -79,8 +81,9 @@ if [ "${1:-}" = --setup ]; then # what test.sh does first
 fi
 
 export PRESET=${PRESET:-smoke}
-export DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
-RUNS=${RUNS:-$HERE/runs/$PRESET}
+PICTURES=''
+NAME=''
+SIZE=()
 ARCHIVE=${CIFAR100_ARCHIVE:-}
 SYNTHETIC=
 
@@ -96,16 +99,41 @@ while [ $# -gt 0 ]; do
         [ -n "$ARCHIVE" ] || fail "--archive needs a file"
         ;;
     --synthetic) SYNTHETIC=1 ;;
+    --data)
+        [ -n "${2:-}" ] || fail "--data needs a folder of pictures"
+        PICTURES=$2
+        shift
+        ;;
+    --data=*)
+        PICTURES=${1#*=}
+        [ -n "$PICTURES" ] || fail "--data needs a folder of pictures"
+        ;;
+    --image_size)
+        [ -n "${2:-}" ] || fail "--image_size needs a number"
+        SIZE=(--image_size "$2")
+        shift
+        ;;
+    --image_size=*) SIZE=("$1") ;;
     -h | --help)
-        sed -n '2,8s/^# //p' "$HERE/quickstart.sh"
+        sed -n '2,10s/^# //p' "$HERE/quickstart.sh"
         exit 0
         ;;
-    *) fail "unknown word '$1': use --archive FILE or --synthetic" ;;
+    *) fail "unknown word '$1': use --archive FILE, --synthetic or --data PICTURES" ;;
     esac
     shift
 done
 # The shell opens a ~ only at the start of a word: --archive=~/FILE comes as it is.
 ARCHIVE=${ARCHIVE/#\~\//"${HOME-}"/}
+PICTURES=${PICTURES/#\~\//"${HOME-}"/}
+if [ -n "$PICTURES" ]; then
+    [ -d "$PICTURES" ] || fail "there is no folder '$PICTURES'"
+    [ -z "$SYNTHETIC" ] || fail "--data and --synthetic exclude each other"
+    NAME=$(cd "$PICTURES" && basename "$PWD")
+elif [ -n "${SIZE[*]-}" ]; then
+    fail "--image_size is of --data PICTURES"
+fi
+export DATA_DIR=${DATA_DIR:-$HERE/data/${NAME:-cifar100}}
+RUNS=${RUNS:-$HERE/runs/$PRESET${NAME:+-$NAME}}
 DATA_DIR=${DATA_DIR/#\~\//"${HOME-}"/}
 RUNS=${RUNS/#\~\//"${HOME-}"/}
 [ -z "$ARCHIVE" ] || [ -z "$SYNTHETIC" ] || fail "--archive and --synthetic exclude each other"
@@ -132,7 +160,10 @@ notice_synthetic() {
 
 echo "== data: $DATA_DIR"
 status=0
-if [ -n "$ARCHIVE" ]; then
+if [ -n "$PICTURES" ]; then
+    "$PYTHON" "$HERE/make_dataset.py" "$PICTURES" --dataset_path "$DATA_DIR" \
+        ${SIZE[@]+"${SIZE[@]}"} || status=$?
+elif [ -n "$ARCHIVE" ]; then
     get_data --archive "$ARCHIVE" || status=$?
 elif [ -n "$SYNTHETIC" ]; then
     get_data --synthetic || status=$?

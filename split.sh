@@ -37,4 +37,5 @@ exec "$PYTHON" "$HERE/train.py" \
     --display 100 \
     --val_interval 1000 \
     --checkpoint_interval 1000 \
-    ${SPLIT_FLAGS[@]+"${SPLIT_FLAGS[@]}"} "$@"
+    ${SPLIT_FLAGS[@]+"${SPLIT_FLAGS[@]}"} \
+    --schedule_for "$TRAINING_IMAGES" "$@"

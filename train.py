@@ -107,7 +107,15 @@ def _flag_table() -> list[tuple]:
          "share each batch out over devices, such as /GPU:0,/GPU:1"),
         ("jit_compile", utils.boolean, False, STAGES, "compile the step with XLA, on one device"),
         ("preset", str, "", STAGES, "name of this set of flags, which result.json repeats"),
+        ("schedule_for", count, None, STAGES,
+         "number of training images that the steps and epochs BEFORE this flag are meant for: with "
+         "more images the steps grow, with fewer the epochs"),
     ]  # fmt: skip
+
+
+def _last(words: Sequence[str], word: str) -> int:
+    """Where a word stands last; behind all where it does not."""
+    return max((place for place, other in enumerate(words) if other == word), default=len(words))
 
 
 def _epochs(text: str) -> list[float]:
@@ -135,6 +143,9 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         optional = {"nargs": "?", "const": True} if kind is utils.boolean else {}
         parser.add_argument(f"--{name}", type=kind, help=text + shown + only, **optional)
     flags = parser.parse_args(argv)
+    # What stands behind --schedule_for is meant for the data set at hand.
+    words = [word.split("=")[0] for word in argv]
+    flags.fixed = {word.removeprefix("--") for word in words[_last(words, "--schedule_for") :]}
     given = {name for name, *_ in table if getattr(flags, name) is not None}
     for name, _, default, stages, _ in table:
         if name in given and flags.stage not in stages:
@@ -180,6 +191,7 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
     try:
         settings = {name: getattr(flags, name) for name in ("k", "num_residual_units")}
         settings["groups"] = flags.ngroups
+        settings["num_classes"] = max(flags.ngroups1, 2)  # those of the data set are not known yet
         grouping.NetworkConfig(**{name: v for name, v in settings.items() if v is not None})
     except ValueError as error:
         levels = " [--ngroups3 is unit_2, --ngroups2 unit_3, --ngroups1 logits]"

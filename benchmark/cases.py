@@ -103,7 +103,9 @@ def make_training(stage, keep_prob, k, precision, batch_size):
 
 def random_batches(batch_size: int):
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (NUM_IMAGES, 32, 32, 3), np.uint8)
+    images = rng.integers(
+        0, 256, (NUM_IMAGES, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3), np.uint8
+    )
     labels = rng.integers(0, cifar100.NUM_CLASSES, NUM_IMAGES).astype(np.int32)
     return iter(cifar100.training_batches(images, labels, batch_size, seed=0))
 

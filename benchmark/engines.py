@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+import cifar100
 import rundir
 from benchmark import frameworks
 from formats import files
@@ -21,8 +22,9 @@ ENGINES = {
 
 
 def random_images(batch_size: int) -> np.ndarray:
-    """Images uint8 `[B, 32, 32, 3]`, the same every time."""
-    return np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)
+    """Images uint8 `[B, H, W, 3]`, the same every time."""
+    shape = (batch_size, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 def make_engine(engine: str, path: str, batch_size: int, calls: int):

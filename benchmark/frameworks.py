@@ -12,16 +12,16 @@ from collections.abc import Callable
 import numpy as np
 
 import rundir
+from cifar100 import IMAGE_SIZE, NUM_CLASSES
 from utils import surroundings
 
 LEARNING_RATE, MOMENTUM, L2_WEIGHT = 0.1, 0.9, 1e-4
-NUM_CLASSES = 100
 
 
 def random_batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Standardized images float32 `[B, 32, 32, 3]` and labels int32 `[B]`, the same every time."""
+    """Standardized images float32 `[B, H, W, 3]` and labels int32 `[B]`, the same every time."""
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(batch_size, 32, 32, 3)).astype(np.float32)
+    images = rng.normal(size=(batch_size, IMAGE_SIZE, IMAGE_SIZE, 3)).astype(np.float32)
     return images, rng.integers(0, NUM_CLASSES, batch_size).astype(np.int32)
 
 
@@ -50,7 +50,7 @@ def keras_step(k: float, batch_size: int, precision: str) -> Callable[[], None]:
             return y + conv(h, filters, 1, stride)
         return y + (h if first else x)
 
-    inputs = keras.Input([32, 32, 3])
+    inputs = keras.Input([IMAGE_SIZE, IMAGE_SIZE, 3])
     x = conv(inputs, 16, 3)
     for stage in range(3):
         x = block(x, int(16 * k) * 2**stage, 2 if stage else 1, first=True)

@@ -77,12 +77,14 @@ baseline() { # DIRECTORY FLAG ...
 }
 
 whole() { # DIRECTORY FLAG ...: a baseline of as many steps as group.sh and split.sh have together
-    baseline "$1" ${ALL_FLAGS[@]+"${ALL_FLAGS[@]}"} ${K:+--k "$K"} "${@:2}"
+    baseline "$1" ${ALL_FLAGS[@]+"${ALL_FLAGS[@]}"} \
+        --schedule_for "$TRAINING_IMAGES" ${K:+--k "$K"} "${@:2}"
 }
 
 first() { # DIRECTORY FLAG ...: a baseline of group.sh's steps, to be cut into given groups
     baseline "$1" --max_steps 200000 --lr_step_epoch 240,300 \
-        ${FIRST_FLAGS[@]+"${FIRST_FLAGS[@]}"} ${K:+--k "$K"} "${@:2}"
+        ${FIRST_FLAGS[@]+"${FIRST_FLAGS[@]}"} \
+        --schedule_for "$TRAINING_IMAGES" ${K:+--k "$K"} "${@:2}"
 }
 
 evaluate() { # RUN FLAG ...
@@ -115,14 +117,18 @@ split_row() { # ROW FLAG ...
         set -- ${FLAGS[@]+"${FLAGS[@]}"}
     else
         [ "$keep" = 1 ] || shared=baseline_dropout
-        # Nothing happens to it where another row has trained it, with the same flags.
         base=$RUNS/shared/$shared$(tr -cs '[:alnum:].=_-' _ <<<"$*" | sed 's/_$//')
-        first "$base" --dropout_keep_prob "$keep" "$@"
-        mkdir -p "$RUNS/$row"
         local -a make=("$kind" --groups "${split#*_}" --data_dir "$DATA_DIR" --seed "$SEED")
-        [ $kind != clustering ] || make+=(--basemodel "$base")
-        "$PYTHON" "$HERE/experiments/variants.py" "${make[@]}" --output_file "$RUNS/$row/$kind.json"
-        groups+=(--groups "$RUNS/$row/$kind.json")
+        local file=$RUNS/$row/$kind.json
+        mkdir -p "$RUNS/$row"
+        # Groups that need no baseline come first: they may be impossible.
+        [ $kind = clustering ] ||
+            "$PYTHON" "$HERE/experiments/variants.py" "${make[@]}" --output_file "$file"
+        # Nothing happens to it where another row has trained it, with the same flags.
+        first "$base" --dropout_keep_prob "$keep" "$@"
+        [ $kind != clustering ] || "$PYTHON" "$HERE/experiments/variants.py" "${make[@]}" \
+            --basemodel "$base" --output_file "$file"
+        groups+=(--groups "$file")
     fi
     BASEMODEL=$base TRAIN_DIR=$RUNS/$row/split \
         bash "$HERE/split.sh" --seed "$SEED" "${groups[@]}" "$@"

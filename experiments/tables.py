@@ -144,7 +144,9 @@ def _equal_counts(result: dict) -> tuple[int, int] | None:
     if max(groups) == 1:
         return None
     _, depth, k = result["network"].split("-")
-    config = resnet.NetworkConfig((int(depth) - 4) // 6, float(k), groups=groups)
+    # Results that are older than other data sets lack these, which are CIFAR-100's by default.
+    of_data = {name: result[name] for name in ("num_classes", "image_size") if name in result}
+    config = resnet.NetworkConfig((int(depth) - 4) // 6, float(k), groups=groups, **of_data)
     return resnet.count(resnet.equal_tree(config))
 
 

@@ -52,6 +52,11 @@ def semantic(num_groups: int, data: dict) -> list[np.ndarray]:
         ValueError: there are fewer superclasses than groups.
     """
     names = data["superclass_names"]
+    if not names:
+        raise ValueError(
+            f"semantic groups are of superclasses, and {data['dataset']} has none: give some to "
+            "make_dataset.py (--superclasses), or take random or clustering"
+        )
     order = range(len(names))
     if set(names) == set(SEMANTIC_ORDER):
         order = [names.index(name) for name in SEMANTIC_ORDER]
@@ -128,7 +133,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"KIND is one of {', '.join(KINDS)}, got {flags.kind!r}")
     try:
         flags.groups = tuple(int(number) for number in flags.groups.split("-"))
-        grouping.NetworkConfig(groups=flags.groups)
+        grouping.NetworkConfig(groups=flags.groups, num_classes=max(2, *flags.groups))
     except ValueError as error:
         parser.error(f"--groups are numbers such as 2-4-4: {error}")
     if (flags.kind == "clustering") != bool(flags.basemodel):
@@ -138,10 +143,13 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 def make(flags: argparse.Namespace, data: dict) -> list[np.ndarray]:
     """The classes of every group."""
+    num_classes = len(data["class_names"])
+    if flags.groups[2] > num_classes:
+        raise ValueError(f"{num_classes} classes make no {flags.groups[2]} groups: give fewer")
     if flags.kind == "semantic":
         return semantic(flags.groups[2], data)
     if flags.kind == "random":
-        return random(flags.groups[2], len(data["class_names"]), flags.seed)
+        return random(flags.groups[2], num_classes, flags.seed)
     import restore  # loads TensorFlow
 
     path = rundir.find_checkpoint(flags.basemodel)

@@ -44,7 +44,9 @@ class Model:
         return rng.normal(size=shape).astype(np.float32)
 
 
-IMAGES = ("images", "uint8", (None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3))
+def images_of(net) -> tuple:
+    """The input of a network: name, dtype and shape."""
+    return "images", "uint8", (None, net.config.image_size, net.config.image_size, 3)
 
 
 def whole(net, metadata: dict) -> Model:
@@ -56,10 +58,16 @@ def whole(net, metadata: dict) -> Model:
 
     def draw(graph, images):
         return [
-            graph.gather(graph.concat(graph.leaf_logits(net, graph.standardize(images))), order)
+            graph.gather(
+                graph.concat(
+                    graph.leaf_logits(net, graph.standardize(images, net.config.image_size))
+                ),
+                order,
+            )
         ]
 
-    return Model(IMAGES, ["logits"], function, draw, metadata | _classes(net.leaves(), metadata))
+    about = metadata | _classes(net.leaves(), metadata)
+    return Model(images_of(net), ["logits"], function, draw, about)
 
 
 def one_branch(net, number: int, metadata: dict) -> Model:
@@ -76,10 +84,11 @@ def one_branch(net, number: int, metadata: dict) -> Model:
         return [tf.gather(logits, order, axis=1)]
 
     def draw(graph, images):
-        [logits] = graph.leaf_logits(net, graph.standardize(images), leaf)
+        [logits] = graph.leaf_logits(net, graph.standardize(images, net.config.image_size), leaf)
         return [graph.gather(logits, order)]
 
-    return Model(IMAGES, ["logits"], function, draw, metadata | _classes([leaf], metadata))
+    about = metadata | _classes([leaf], metadata)
+    return Model(images_of(net), ["logits"], function, draw, about)
 
 
 def parts(net, metadata: dict) -> dict[str, Model]:
@@ -92,11 +101,11 @@ def parts(net, metadata: dict) -> dict[str, Model]:
         return net.fork(net.features(cifar100.standardize(images)))
 
     def draw_trunk(graph, images):
-        x = graph.features(net, graph.standardize(images))
+        x = graph.features(net, graph.standardize(images, net.config.image_size))
         return [graph.nhwc(part) for part in graph.fork(net, x)]
 
-    models = {"trunk": Model(IMAGES, names, split_trunk, draw_trunk, metadata)}
-    side = cifar100.IMAGE_SIZE >> (net.last_level - 1)
+    models = {"trunk": Model(images_of(net), names, split_trunk, draw_trunk, metadata)}
+    side = net.config.image_size >> (net.last_level - 1)
     for number, (branch, channels) in enumerate(zip(net.branches, net.fork_sizes, strict=True)):
         leaves = list(branch.leaves())
         order = np.argsort(np.concatenate([leaf.classes for leaf in leaves]))

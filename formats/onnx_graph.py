@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 
-import cifar100
 import resnet
 from formats.models import Model, way_to
 
@@ -38,13 +37,13 @@ class OnnxGraph:
     def nhwc(self, x: str) -> str:
         return self.add("Transpose", x, perm=[0, 2, 3, 1])
 
-    def standardize(self, images: str) -> str:
-        """`cifar100.standardize`."""
+    def standardize(self, images: str, size: int) -> str:
+        """`cifar100.standardize` of images of a size."""
         x = self.nchw(self.add("Cast", images, to=self.onnx.TensorProto.FLOAT))
         x = self.add("Sub", x, self.add("ReduceMean", x, axes=[2, 3]))
         variance = self.add("ReduceMean", self.add("Mul", x, x), axes=[2, 3])
         deviation = self.add("Sqrt", variance)
-        floor = self.constant(1 / cifar100.IMAGE_SIZE)
+        floor = self.constant(1 / size)
         return self.add("Div", x, self.add("Max", deviation, floor))
 
     def conv(self, x: str, layer, outputs=slice(None)) -> str:

@@ -96,10 +96,11 @@ def summary(results: dict[str, dict], data: dict) -> str:
     for name in ("weights", "flops"):
         saved = 1 - tree[name] / grouped[name]
         lines.append(f"{name:<19}{grouped[name]:,} -> {tree[name]:,}, {saved:.1%} saved")
-    lines.append(
-        f"superclasses       {tree['superclass_pairs']:.2f} of the pairs of classes of one "
-        f"superclass are together (chance {tree['superclass_pairs_chance']:.2f})"
-    )
+    if "superclass_pairs" in tree:
+        lines.append(
+            f"superclasses       {tree['superclass_pairs']:.2f} of the pairs of classes of one "
+            f"superclass are together (chance {tree['superclass_pairs_chance']:.2f})"
+        )
     for number, classes in enumerate(groups):
         names = ", ".join(data["class_names"][c] for c in classes)
         title = f"group {number} ({len(classes)})"
@@ -145,6 +146,7 @@ def read_network(run: str, data: dict, data_dir: str):
     path = rundir.find_checkpoint(run)
     net, description = restore.load_network(path)
     restore.check_dataset(path, description, data, data_dir, split="test")
+    restore.check_images(path, net, data, data_dir)
     return net
 
 
@@ -160,6 +162,8 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
             "Each box is a branch with its own weights; below a leaf, test images of its classes, "
             "the superclasses that it holds whole and how much of the others."
         )
+        if not data["superclass_names"]:
+            text = "Each box is a branch with its own weights; below a leaf, its classes."
         yield "tree", "The tree", text, figures.tree(tree, data, images, labels)
     evaluated, older = None, ""
     for stage, net in zip(stages, nets, strict=True):
@@ -210,7 +214,18 @@ def _can_be_cut(net: resnet.ResNet) -> bool:
 
 def _group_sections(tree: resnet.SplitResNet, data: dict, images, labels):
     groups = [classes.tolist() for classes in resnet.class_groups(tree)]
-    superclass_of = data["superclass_of_class"]
+    if data["superclass_names"]:
+        words = _agreement(groups, data["superclass_of_class"])
+        figure = figures.superclasses(groups, data)
+        yield "superclasses", "Groups and superclasses", words, figure
+    text = "A test image of some classes of each group."
+    yield "samples", "Classes of each group", text, figures.samples(groups, images, labels, data)
+
+
+def _agreement(groups: Sequence[Sequence[int]], superclass_of: Sequence[int]) -> str:
+    """How far groups agree with superclasses, beside chance."""
+    if not metrics.has_pairs(superclass_of):
+        return ""
     words = []
     for name, measure in [
         ("of the pairs of classes of one superclass are together", metrics.pairs_together),
@@ -223,10 +238,7 @@ def _group_sections(tree: resnet.SplitResNet, data: dict, images, labels):
             f"{deviation:.3f}"
             + (f": {(value - mean) / deviation:.1f} deviations above chance." if deviation else ".")
         )
-    figure = figures.superclasses(groups, data)
-    yield "superclasses", "Groups and superclasses", " ".join(words), figure
-    text = "A test image of some classes of each group."
-    yield "samples", "Classes of each group", text, figures.samples(groups, images, labels, data)
+    return " ".join(words)
 
 
 def _confusions(matrix: np.ndarray, groups: Sequence[Sequence[int]]) -> str:
@@ -289,7 +301,9 @@ def main(argv: Sequence[str]) -> int:
             reason = f"a result lacks {error}: run eval.py again"
             words = f"No summary: {reason if isinstance(error, KeyError) else error}"
         print(words)
-    note = "SYNTHETIC data" if data["dataset"] == "synthetic" else "CIFAR-100"
+    note = {"synthetic": "SYNTHETIC data", "cifar100": "CIFAR-100"}.get(
+        data["dataset"], data["dataset"]
+    )
     title = f"SplitNet: {os.path.basename(os.path.abspath(flags.run))}, {note}"
     found = list(sections(flags.run, data, flags.data_dir))
     if not found:

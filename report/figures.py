@@ -28,6 +28,7 @@ matplotlib.rcParams.update({
 
 TERMS = {"cross_entropy": "cross entropy", "overlap": "overlap $R_D$",
          "weight_split": "weight split $R_W$", "uniform": "uniform $R_E$"}  # fmt: skip
+MANY = 60  # classes of a leaf that are named
 HARD = "\N{NO-BREAK SPACE}"
 
 
@@ -146,14 +147,15 @@ def confusion(matrix: np.ndarray, groups: Sequence[Sequence[int]]) -> Figure:
 
 
 def samples(groups: Sequence[Sequence[int]], images, labels, data: dict, per_group=12) -> Figure:
-    """One image of some classes of each group; images uint8 `[N, 32, 32, 3]`."""
+    """One image of some classes of each group; images uint8 `[N, H, W, 3]`."""
     figure, axes = _figure(len(groups), per_group, 10, 1.15 * len(groups))
     for number, (group, row) in enumerate(zip(groups, axes, strict=True)):
         shown = _spread(group, min(len(group), per_group))
         for axis in row[len(shown) :]:
             axis.set_axis_off()
         for place, (axis, c) in enumerate(zip(row, shown, strict=False)):
-            axis.imshow(images[np.flatnonzero(labels == c)[0]])
+            for number in np.flatnonzero(labels == c)[:1]:
+                axis.imshow(images[number])
             axis.set_title(data["class_names"][c].replace("_", " "), fontsize=6.5, pad=2)
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
@@ -200,7 +202,7 @@ def tree(net: resnet.SplitResNet, data: dict, images=None, labels=None) -> Figur
     docs/tree.png is report/tree.png of `python -m report pretrained/deep_2-2-2`.
 
     Args:
-        images: uint8 `[N, 32, 32, 3]` with their labels `[N]`, or none.
+        images: uint8 `[N, H, W, 3]` with their labels `[N]`, or none.
     """
     # The axes' unit is an inch. Every leaf has a column; a branch, those of its leaves.
     branches = list(_with_leaves(net))
@@ -283,7 +285,11 @@ def _amounts(weights: int, flops: int) -> tuple[str, str]:
 
 
 def _contents(classes: np.ndarray, data: dict, width: float) -> tuple[str, np.ndarray]:
-    """What a leaf tells apart, by superclass, and its classes in that order."""
+    """What a leaf tells apart, by superclass if there are any, and its classes in that order."""
+    if not data["superclass_names"]:
+        names = [data["class_names"][c].replace("_", " ") for c in classes]
+        more = [f"and {len(names) - MANY} others"] if len(names) > MANY else []
+        return _fill("", names[:MANY] + more, width), classes
     names = [name.replace("_", " ") for name in data["superclass_names"]]
     superclass_of = np.array(data["superclass_of_class"])
     sizes = np.bincount(superclass_of)
@@ -317,9 +323,9 @@ def _thumbnails(axes, left, top, width, images, labels, classes) -> float:
     size = min(width / per_row, 0.8)
     for place, c in enumerate(_spread(classes, min(len(classes), 2 * per_row))):
         x, y = left + place % per_row * size, top + place // per_row * size
-        image = images[np.flatnonzero(labels == c)[0]]
         extent = (x, x + 0.95 * size, y + 0.95 * size, y)
-        axes.imshow(image, extent=extent, aspect="auto", interpolation="nearest")
+        for number in np.flatnonzero(labels == c)[:1]:
+            axes.imshow(images[number], extent=extent, aspect="auto", interpolation="nearest")
     return 2 * size + 0.07
 
 

@@ -20,7 +20,16 @@ import resnet
 import restore
 import rundir
 import utils
-from objective import METRICS, TERMS, Trainer, learning_rate, objective, stepwise
+from objective import (
+    METRICS,
+    TERMS,
+    Trainer,
+    fit_schedule,
+    learning_rate,
+    objective,
+    slow_groups,
+    stepwise,
+)
 from parallel import devices
 from utils import tf
 
@@ -233,7 +242,8 @@ class Loop:
             drawn["weights"] = figures.weights(net)
             groups = [classes.tolist() for classes in resnet.class_groups(net)]
             data = cifar100.describe(self.flags.data_dir)
-            drawn["superclasses"] = figures.superclasses(groups, data)
+            if data["superclass_names"]:
+                drawn["superclasses"] = figures.superclasses(groups, data)
         return drawn
 
     def evaluate(self) -> metrics.Evaluation:
@@ -275,10 +285,14 @@ def _duration(seconds: float) -> str:
 def run(flags: argparse.Namespace) -> int:
     """Everything that a command of train.py does; returns the exit status."""
     dataset = cifar100.describe(flags.data_dir)
+    chosen = fit_schedule(flags, dataset["counts"]["train"])
+    del flags.fixed  # no flag
     complete = restore.finished_result(flags, dataset)
     if complete:
         print(f"{flags.train_dir} was complete before\n{_last_line(complete)}")
         return 0
+    if chosen:
+        utils.say(chosen)
     strategy = devices.strategy(flags.devices)
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -331,6 +345,9 @@ def _run(flags, data, run_info, strategy, interruption) -> int:
         )
         loop = Loop(flags, run, trainer, data)
         loop.check_workers()
+        if flags.stage == "group" and flags.schedule_for not in (None, len(data["train"][1])):
+            for line in slow_groups(flags, net.config.num_classes, loop.steps_per_epoch):
+                utils.say(line)
         if path:
             restore.print_changed_flags(path, flags, step, len(data["train"][1]))
         if rundir.checkpoint_steps(flags.train_dir):
