@@ -86,6 +86,16 @@ def describe(data_dir: str) -> dict:
     return description
 
 
+def network_settings(data_dir: str) -> dict[str, int]:
+    """`num_classes` and `image_size` that a data set asks of a network; CIFAR-100's without one."""
+    try:
+        description = describe(data_dir)
+    except ValueError:
+        return {"num_classes": NUM_CLASSES, "image_size": IMAGE_SIZE}
+    sizes = {"num_classes": len(description["class_names"])}
+    return sizes | {"image_size": description["image_size"]}
+
+
 def is_own(description: dict) -> bool:
     """Whether `make_dataset.py` made a data set of a person's own pictures."""
     return "source" in description

@@ -147,7 +147,7 @@ def main(argv: Sequence[str]) -> int | None:
     net, description = restore.load_evaluated(path, flags.mask)
     data = cifar100.describe(flags.data_dir)
     restore.check_dataset(path, description, data, flags.data_dir, flags.split)
-    restore.check_images(path, net, data, flags.data_dir)
+    restore.check_images(path, net, flags.data_dir)
     images, labels = cifar100.load(flags.data_dir, flags.split)
     result_file, output_file = output_files(flags, path)
     placement = flags.placement

@@ -29,6 +29,9 @@ ENDINGS = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
 if "avif" in features.modules and features.check("avif"):  # Pillow from 11.3 on, mostly
     FORMATS.append("AVIF")
     ENDINGS.append(".avif")
+# Pictures of formats that are not read here.
+OTHERS = {".avif", ".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef",
+          ".arw"} - set(ENDINGS)  # fmt: skip
 PILLOW_RAISES = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, TypeError,
                  AttributeError, LookupError, OverflowError,
                  Image.DecompressionBombError)  # fmt: skip

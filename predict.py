@@ -125,8 +125,9 @@ def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
     passed: Counter = Counter()
     paths = list(find_pictures(flags.pictures, passed))
-    if passed:
-        print(f"predict.py: passed over: {pictures.passed_over(passed)}", file=sys.stderr)
+    others = Counter({ending: passed[ending] for ending in pictures.OTHERS if passed[ending]})
+    if others:
+        print(f"predict.py: passed over: {pictures.passed_over(others)}", file=sys.stderr)
     if not paths:
         endings = ", ".join(pictures.ENDINGS)
         raise ValueError(f"{', '.join(flags.pictures)}: no file there ends in {endings}")

@@ -124,16 +124,16 @@ def check_dataset(path: str, description: dict, data: dict, folder: str, split="
         )
 
 
-def check_images(path: str, net, data: dict, folder: str) -> None:
-    """Raise ValueError unless a network is of the number of classes and the size of a data set's
-    images."""
-    of_data = {"num_classes": len(data["class_names"]), "image_size": data["image_size"]}
-    for name, words in [("num_classes", "classes"), ("image_size", "pixels")]:
-        own, here = getattr(net.config, name), of_data[name]
+def check_images(path: str, net, folder: str) -> None:
+    """Raise ValueError unless a network is of the number of classes and the size of the images of
+    the data set in `folder`."""
+    words = {"num_classes": "tells {} classes apart", "image_size": "takes images of {} pixels"}
+    for name, here in cifar100.network_settings(folder).items():
+        own = getattr(net.config, name)
         if own != here:
             raise ValueError(
-                f"{path} is a network for {own} {words}, but {folder} has {here}: name the data "
-                "that it was trained on with --data_dir, or another network"
+                f"{path} {words[name].format(own)}, and the data set has {here}: name the data that "
+                f"it was trained on instead of {folder}, or another network"
             )
 
 
@@ -174,7 +174,7 @@ def network_to_resume(path: str, tensors, flags: argparse.Namespace, run_info: d
         )
     changes = {"dropout_keep_prob": flags.dropout_keep_prob}
     net, description = load_network(path, tensors, **changes)
-    check_images(path, net, cifar100.describe(flags.data_dir), flags.data_dir)
+    check_images(path, net, flags.data_dir)
     if description.get("stage") != flags.stage:
         raise ValueError(
             f"{path} is of stage {description.get('stage')}, not {flags.stage}: name another "
@@ -276,7 +276,7 @@ def network_from_weights(path: str, tensors, flags: argparse.Namespace, run_info
         _check_network(path, base.config, flags, groups=False)
         return _new_network_with(base, description, flags, run_info), description
     check_dataset(path, description, run_info, flags.data_dir)
-    check_images(path, base, cifar100.describe(flags.data_dir), flags.data_dir)
+    check_images(path, base, flags.data_dir)
     grouped = max(base.config.groups) > 1
     if flags.stage == "split" and flags.groups:
         return _cut_into_given_groups(path, base, flags), description
@@ -347,16 +347,14 @@ def _cut_into_given_groups(path: str, base, flags: argparse.Namespace) -> resnet
 
 def network_config(flags: argparse.Namespace) -> resnet.NetworkConfig:
     """The network of stage baseline or group, for the classes and images of the data set."""
-    data = cifar100.describe(flags.data_dir)
     return resnet.NetworkConfig(
         num_residual_units=flags.num_residual_units,
         k=flags.k,
-        num_classes=len(data["class_names"]),
-        image_size=data["image_size"],
         groups=flags.ngroups,
         dropout_keep_prob=flags.dropout_keep_prob,
         bn_no_scale=flags.bn_no_scale,
         dropout_unsplit=flags.stage == "baseline",
+        **cifar100.network_settings(flags.data_dir),
     )
 
 

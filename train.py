@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
+import cifar100
 import grouping
 import utils
 from parallel import devices
@@ -191,7 +192,7 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
     try:
         settings = {name: getattr(flags, name) for name in ("k", "num_residual_units")}
         settings["groups"] = flags.ngroups
-        settings["num_classes"] = max(flags.ngroups1, 2)  # those of the data set are not known yet
+        settings |= cifar100.network_settings(flags.data_dir)
         grouping.NetworkConfig(**{name: v for name, v in settings.items() if v is not None})
     except ValueError as error:
         levels = " [--ngroups3 is unit_2, --ngroups2 unit_3, --ngroups1 logits]"

@@ -146,7 +146,7 @@ def read_network(run: str, data: dict, data_dir: str):
     path = rundir.find_checkpoint(run)
     net, description = restore.load_network(path)
     restore.check_dataset(path, description, data, data_dir, split="test")
-    restore.check_images(path, net, data, data_dir)
+    restore.check_images(path, net, data_dir)
     return net
 
 
