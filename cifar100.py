@@ -245,7 +245,7 @@ def training_batches(
 
     Args:
         share: `(n, of)`, for a worker that computes the n-th (from 0) of so many equal parts of
-            every batch: its images alone are read.
+            every batch: of files, its own are read alone.
 
     Raises:
         ValueError: a batch would hold more images than there are.
@@ -265,9 +265,9 @@ def training_batches(
 
     @tf.autograph.experimental.do_not_convert  # it has no control flow (so below)
     def batch(step):
-        indices = batch_indices(step, batch_size, num_images, seed)[own]
-        draws = draw(seed, step, SHIFT_DRAWS, batch_size)[:, own]
-        return standardize(shift(tf.gather(images, indices), draws)), tf.gather(labels, indices)
+        indices = batch_indices(step, batch_size, num_images, seed)
+        pictures = standardize(augment(tf.gather(images, indices), seed, step))
+        return pictures[own], tf.gather(labels, indices)[own]
 
     return _as_written(steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4))
 

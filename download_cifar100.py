@@ -15,6 +15,7 @@ A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import hashlib
 import http.client
@@ -463,6 +464,11 @@ def prepare(flags: argparse.Namespace) -> None:
     folder = Path(flags.dataset_path)
     name = "synthetic" if flags.synthetic else "cifar100"
     split, damaged = read_split(folder), []
+    with contextlib.suppress(ValueError):
+        if cifar100.is_own(cifar100.describe(folder)):
+            raise OSError(
+                f"{folder} holds a data set that make_dataset.py made: name another --dataset_path"
+            )
     if split:
         if (split["dataset"], split["seed"]) != (name, flags.seed):
             flag = "--synthetic" if split["dataset"] == "synthetic" else "no --synthetic"

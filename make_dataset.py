@@ -770,7 +770,7 @@ def main(argv: Sequence[str]) -> int:
         make(flags, found)
         say(f"look at {os.path.join(flags.dataset_path, SHEET)}")
     else:
-        say(f"nothing to do: {_number(sum(map(len, found.parts.values())), 'picture')}, unchanged")
+        say("nothing to do: the pictures are unchanged")
     say(f"{flags.dataset_path} is complete: {dataset_name(flags.dataset_path)}")
     return 0
 
