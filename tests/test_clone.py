@@ -263,7 +263,8 @@ def test_environment_without_pip_where_none_can_be_had(checkout):
     venv = checkout / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     packages = next((venv / "lib").glob("python*")) / "site-packages"
-    (packages / "sitecustomize.py").write_text("import sys; sys.modules['ensurepip'] = None\n")
+    # Not in sitecustomize.py: Debian's Python has one of its own, which comes first.
+    (packages / "none.pth").write_text("import sys; sys.modules['ensurepip'] = None\n")
     before = sorted(venv.rglob("*"))
     quickstart(checkout, says="has no pip, and 'python -m ensurepip' cannot add it: move it away")
     assert [path for path in sorted(venv.rglob("*")) if "__pycache__" not in str(path)] == before
