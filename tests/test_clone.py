@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -14,19 +15,28 @@ import rundir
 NAMES = ("group.sh", "split.sh", "eval.sh", "experiments/run.sh", "quickstart.sh", "test.sh")
 SUBMITTED = ("SLURM_SUBMIT_DIR", "PBS_O_WORKDIR", "SGE_O_WORKDIR", "LSB_SUBCWD", "LS_SUBCWD")
 SHELLS = [path for path in map(shutil.which, ("dash", "zsh", "ksh", "mksh")) if path]
+# What a caller may have set for the scripts.
+SETTINGS = ("PRESET", "PYTHON", "DATA_DIR", "RUNS", "CIFAR100_ARCHIVE", *SUBMITTED)
 STUB = """#!/bin/sh
 echo "$1 ${PYTHONSAFEPATH-} ${BASH_ENV-} ${POSIXLY_CORRECT-}"
 """
 
 
+def start(*command, cwd, **settings):
+    """A command without the settings of the tests' own surroundings."""
+    kept = {k: v for k, v in os.environ.items() if k not in SETTINGS}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(list(map(str, command)), cwd=cwd, env=kept | settings, **pipes)
+
+
 def run(*command, cwd, **settings):
-    """A command without the settings of the tests' own surroundings; (status, out, error)."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("PRESET", "PYTHON", *SUBMITTED)}
-    done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=kept | settings, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+    """The same to its end: (status, out, error)."""
+    with start(*command, cwd=cwd, **settings) as process:
+        try:
+            out, error = process.communicate(timeout=600)
+        finally:
+            process.kill()
+    return process.returncode, out, error
 
 
 def fails(*command, says, status, **settings):
@@ -116,6 +126,15 @@ def test_copies_of_all_scripts(spool, stub, tmp_path):
 def test_other_shells_are_told_to_be_bash(shell, name, tmp_path):
     error = fails(shell, os.path.join(ROOT, name), says="use bash: bash ", status=2, cwd=tmp_path)
     assert error.startswith(f"{os.path.basename(name)}: error: ")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_other_shells_that_read_a_script_go_on(shell, tmp_path):
+    """The hint is of use in a terminal only if that stays open."""
+    code = f". {ROOT}/group.sh; echo it goes on"
+    status, output, error = run(shell, "-c", code, cwd=tmp_path)
+    assert (status, output) == (0, "it goes on\n") and error.count("\n") == 1, error
+    assert "error: use bash: bash " in error
 
 
 def test_what_the_callers_shell_exports(stub, tmp_path):
@@ -303,10 +322,43 @@ def test_environment_that_a_person_finished_is_kept(checkout):
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     for name in (".unfinished", "mine"):
         (venv / name).touch()
-    command = ("bash", checkout / "quickstart.sh", "--synthetic")
-    two = [subprocess.Popen(command, env=os.environ | {"PIP_NO_INDEX": "1"}) for _ in range(2)]
-    assert [process.wait(timeout=60) for process in two] == [7, 7]
+    quickstart(checkout)
     assert (venv / "mine").exists() and not (venv / ".unfinished").exists()
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """A folder of all commands but flock, which macOS has not."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    for path in map(Path, os.environ["PATH"].split(os.pathsep)):
+        for file in path.iterdir() if path.is_dir() else []:
+            if file.name != "flock" and not (folder / file.name).is_symlink():
+                (folder / file.name).symlink_to(file)
+    return str(folder)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_two_at_once_make_one_environment(begun, checkout, tools):
+    """Also where there is no flock command, and where an earlier one was killed."""
+    venv, made = checkout / ".venv", checkout / "made"
+    if begun:
+        venv.mkdir()
+        (venv / ".unfinished").touch()
+    python = checkout / "python"  # counts, and is slow, so that the other has begun
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" != venv ] || {{ echo "$$" >>"{made}"; sleep 1; }}\n'
+        f"exec '{sys.executable}' \"$@\"\n"
+    )
+    python.chmod(0o755)
+    command = ("bash", checkout / "quickstart.sh", "--setup", checkout / "requirements.txt")
+    settings = {"PYTHON": str(python), "PIP_NO_INDEX": "1", "PATH": tools}
+    two = [start(*command, cwd="/", **settings) for _ in range(2)]
+    said = sorted(process.communicate(timeout=600) for process in two)
+    assert [process.returncode for process in two] == [0, 0], said
+    assert said[1:] == [("waiting for another script that makes .venv\n", "")]
+    assert said[0][0].startswith("making .venv\n") and len(made.read_text().split()) == 1
+    assert run(venv / "bin" / "python", "-m", "pip", "--version", cwd="/")[0] == 0
 
 
 def test_checkout_that_is_read_only_or_another_python(checkout, tmp_path):
