@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, fails, inside, run_script
+from conftest import ROOT, fails, inside, python, run_script
 
 import train
 import utils
@@ -34,8 +34,8 @@ def source(name):
 
 def flags_of(program):
     """Flags that a program knows, from its --help."""
-    command = [sys.executable, os.path.join(ROOT, program), "--help"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    status, text, error = inside(program, "--help")
+    assert (status, error) == (0, "")
     return set(re.findall(r"^\s+--(\w+)", text, re.MULTILINE)) - {"help"}
 
 
@@ -67,6 +67,13 @@ def names_read(program):
         elif isinstance(node, ast.ClassDef) and node.name == "Objective":
             read |= {n.target.id for n in node.body if isinstance(n, ast.AnnAssign)}
     return read
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_helps(program):
+    done = python(program, "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: ")
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("script, program", PIPELINE.items())
@@ -174,7 +181,7 @@ def test_presets_are_valid(script, preset, tmp_path):
 
 def test_unknown_preset():
     for script in ("group.sh", "split.sh", "eval.sh", "quickstart.sh"):
-        done = run_script(script, PRESET="huge", check=False)
+        done = run_script(script, PRESET="huge", PYTHON=sys.executable, check=False)
         assert done.returncode == 2 and "PRESET is paper, cpu or smoke" in done.stderr
 
 
