@@ -183,7 +183,35 @@ def test_clone_with_windows_line_ends_and_no_execute_bits(clone, stub, tmp_path)
     shutil.copytree(clone / ".ci", fake / ".ci")
     (fake / "test.sh").write_text('echo "tested $1"\n')
     (fake / "test.sh").chmod(0o644)
-    assert run("bash", fake / ".ci" / "run", cwd="/")[1] == "tested \n"
+    missing = {"SYSTEM_PYTHON": str(fake / "python3")}
+    output = run("bash", fake / ".ci" / "run", cwd="/", **missing)[1]
+    assert output == f"tested \n{fake}/python3 is left out: it is missing\n"
+
+
+@pytest.mark.parametrize(
+    "reason, code",
+    [
+        ("it is missing", "exit 127"),
+        ("it is not Python 3.10 to 3.13", "case $2 in *exit*) exit 1 ;; esac"),
+        ("it is the Python of .venv", f'exec "{sys.executable}" "$@"'),
+        ("it has no venv, or no ensurepip", '[ "$1" != -m ] || { echo long; exit 1; }'),
+    ],
+)
+def test_system_python_that_is_left_out(reason, code, tmp_path):
+    """In one line; what was tested before counts."""
+    shutil.copytree(os.path.join(ROOT, ".ci"), tmp_path / ".ci")
+    (tmp_path / "test.sh").write_text("echo tested\n")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    system = tmp_path / "python3"
+    system.write_text(f"#!/bin/sh\n{code}\n")
+    system.chmod(0o755)
+    settings = {"SYSTEM_PYTHON": str(system), "TMPDIR": str(tmp_path / ".venv")}
+    said = run("bash", ".ci/run", cwd=tmp_path, **settings)
+    assert said == (0, f"tested\n{system} is left out: {reason}\n", "")
+    assert os.listdir(tmp_path / ".venv") == ["bin"]  # nothing is left behind
+    (tmp_path / "test.sh").write_text("exit 3\n")
+    assert run("bash", ".ci/run", cwd=tmp_path, **settings)[0] == 3
 
 
 def revision_of(folder, monkeypatch, **settings):
