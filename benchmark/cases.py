@@ -120,6 +120,19 @@ def make_pipeline(batch_size, batches_per_step):
     return step, {}
 
 
+def make_plain_input(batch_size, batches_per_step):
+    """The same work operation by operation, without an input pipeline, on the same core."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    images = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 32, 32, 3), np.uint8)
+
+    def step():
+        for number in range(batches_per_step):
+            indices = cifar100.batch_indices(number, batch_size, NUM_IMAGES, 0)
+            cifar100.standardize(cifar100.augment(tf.constant(images[indices]), 0, number))
+
+    return step, {}
+
+
 def make_fed_training(k, precision, batch_size):
     """Steps of stage group on batches of the pipeline; tells how much of its time it waited."""
     trainer = objective.Trainer(

@@ -37,10 +37,6 @@ for number in utils.Interruption.STATUS:
         signal.signal(number, default)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "alone: measures time: nothing may run beside it")
-
-
 LONGEST = ("test_experiments", "test_synthetic", "test_surroundings", "test_processes")
 
 
