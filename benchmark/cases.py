@@ -124,6 +124,20 @@ def make_pipeline(batch_size, batches_per_step):
     return step, {}
 
 
+def make_plain_input(batch_size, batches_per_step):
+    """The same work operation by operation, without an input pipeline, on the same core."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    shape = (NUM_IMAGES, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+    def step():
+        for number in range(batches_per_step):
+            indices = cifar100.batch_indices(number, batch_size, NUM_IMAGES, 0)
+            cifar100.standardize(cifar100.augment(tf.constant(images[indices]), 0, number))
+
+    return step, {}
+
+
 def make_pictures(folder: str, number: int = 200) -> None:
     """JPEGs of 500x375 pixels with some detail, in two folders."""
     rng = np.random.default_rng(0)

@@ -113,7 +113,7 @@ def cut(handler, payload, start, stop):
 def hangs(handler, payload, start, stop):
     cut(handler, payload, start, stop)
     handler.wfile.flush()
-    stop.wait(20)
+    stop.wait(600)
 
 
 def fixed(status, size, **headers):
@@ -177,7 +177,7 @@ def test_download_times_out_on_a_silent_server_and_resumes(part, monkeypatch):
     started = time.monotonic()
     with serve(hangs, good) as (url, starts):
         dl.download(url, part)
-    assert time.monotonic() - started < 15  # the server is silent for 20 seconds
+    assert time.monotonic() - started < 300  # the server is silent for ten minutes
     assert part.read_bytes() == PAYLOAD and starts == [0, 150_000]
 
 
@@ -267,13 +267,13 @@ def command(*flags, options=(), **settings):
 def test_one_download_at_a_time_which_can_be_ended(number, tmp_path):
     part, flags = tmp_path / PART, ("--dataset_path", tmp_path, "--url")
     with serve(hangs) as (url, starts), command(*flags, url) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 600
         while not (part.exists() and part.stat().st_size == 150_000):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.02)
         fails(SCRIPT, *flags, url, says=f"another process is making {tmp_path}")
         process.send_signal(number)
-        error = process.communicate(timeout=20)[1]
+        error = process.communicate(timeout=600)[1]
         assert len(starts) == 1 and made(tmp_path) == [PART]
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number
@@ -294,7 +294,7 @@ def test_full_disk_names_the_path_and_keeps_the_part(tmp_path):
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
     flags = ("--dataset_path", tmp_path, "--url")
     with serve(good) as (url, starts), command(*flags, url, preexec_fn=limit) as process:
-        error = process.communicate(timeout=20)[1]
+        error = process.communicate(timeout=600)[1]
     assert process.returncode == 1 and error.count("\n") == 1 and len(starts) == 1
     assert f"{tmp_path / PART} cannot be written (File too large): make room there" in error
     assert (tmp_path / PART).read_bytes() == PAYLOAD[:100_000]
@@ -370,8 +370,10 @@ def pack(small, monkeypatch, tmp_path):
 
 
 def unpack(path, folder):
+    # Python 3.10.12 and 3.11.4 brought the filter; 3.12 warns where none is named.
+    settings = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(path) as file:
-        file.extractall(folder, filter="data")
+        file.extractall(folder, **settings)
     return folder / dl.FOLDER
 
 
@@ -707,7 +709,7 @@ def test_paths_that_cannot_be_used(tmp_path):
 def test_help_as_a_command():
     environment = os.environ | {"PYTHONSAFEPATH": "1"}
     with command("--help", options=["-OO"], env=environment) as process:
-        output, error = process.communicate(timeout=30)
+        output, error = process.communicate(timeout=600)
     assert process.returncode == 0 and not error
     for flag in ("--dataset_path", "--archive", "--url", "--synthetic", "--seed"):
         assert flag in output
@@ -715,14 +717,14 @@ def test_help_as_a_command():
 
 def test_what_is_not_installed_is_one_line():
     with command("--help", options=["-S"]) as process:  # without site-packages
-        error = process.communicate(timeout=30)[1]
+        error = process.communicate(timeout=600)[1]
     assert process.returncode == 1 and error.count("\n") == 1
     assert error.startswith(f"{SCRIPT}: error: ") and "has no numpy, six: `pip install" in error
 
 
 def test_nothing_heavy_is_imported():
     code = "import sys, download_cifar100; sys.exit('tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=30).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=600).returncode == 0
 
 
 # ---------------------------------------------------------------- synthetic images

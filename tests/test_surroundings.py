@@ -32,7 +32,7 @@ def environment(**settings):
 def test_convolutions_of_uneven_groups_are_right(level):
     """Outputs and gradients of layers that uneven groups make, beside those in float64."""
     done = subprocess.run(
-        [sys.executable, SWEEP], capture_output=True, text=True, timeout=300,
+        [sys.executable, SWEEP], capture_output=True, text=True, timeout=600,
         env=environment(ONEDNN_MAX_CPU_ISA=level, TF_ENABLE_ONEDNN_OPTS="1"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]  # a kernel that writes too far aborts

@@ -4,14 +4,17 @@ import json
 import os
 
 import pytest
-import tensorflow as tf
+from conftest import needs_tensorflow
 
 import rundir
-import objective
 import utils
+from utils import tf
 
 
+@needs_tensorflow
 def test_learning_rate_drops_at_epochs():
+    import objective
+
     rates = [objective.stepwise(step, 10, 0.1, 0.5, [2, 3]) for step in (0, 19, 20, 29, 30, 99)]
     assert rates == [0.1, 0.1, 0.05, 0.05, 0.025, 0.025]
     assert objective.stepwise(25, 10, 0.1, 0.5, [2.55]) == 0.1
@@ -60,6 +63,7 @@ def test_metrics_after_a_stop_end_at_the_checkpoint(tmp_path):
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 0.5), (3, 0.5)]
 
 
+@needs_tensorflow
 def test_newest_checkpoints_and_the_best_stay(tmp_path):
     with rundir.Run(str(tmp_path), keep=2) as run:
         checkpoint = tf.train.Checkpoint(x=tf.Variable(1.0))
@@ -74,6 +78,7 @@ def test_newest_checkpoints_and_the_best_stay(tmp_path):
         assert rundir.read_checkpoint(rundir.find_checkpoint(str(tmp_path)))["x"] == 1
 
 
+@needs_tensorflow
 def test_checkpoint_without_its_data_does_not_count(tmp_path):
     with rundir.Run(str(tmp_path)) as run:
         for step in (1, 2):
