@@ -29,8 +29,11 @@ from typing import IO, NoReturn
 
 FOLDERS = ("benchmark", "experiments", "report")  # that run by `python -m NAME`
 # Of requirements.txt.
-REQUIRED = ("numpy", "tensorflow", "six", "grpc", "matplotlib", "scipy", "sklearn")
-NEEDED_BY = {"download_cifar100.py": ("numpy", "six")}  # by commands that need less
+REQUIRED = ("numpy", "tensorflow", "six", "grpc", "matplotlib", "PIL", "scipy", "sklearn")
+NEEDED_BY = {  # by commands that need less
+    "download_cifar100.py": ("numpy", "six"),
+    "make_dataset.py": ("numpy", "PIL"),
+}
 
 
 def is_x86() -> bool:

@@ -127,7 +127,8 @@ split_row() { # ROW FLAG ...
         mkdir -p "$RUNS/$row"
         # Groups that need no baseline come first: they may be impossible.
         [ $kind = clustering ] ||
-            "$PYTHON" "$HERE/experiments/variants.py" "${make[@]}" --output_file "$file"
+            "$PYTHON" "$HERE/experiments/variants.py" "${make[@]}" --output_file "$file" ||
+            { status=$?; rmdir "$RUNS/$row" 2>/dev/null || true; exit "$status"; }
         # Nothing happens to it where another row has trained it, with the same flags.
         first "$base" --dropout_keep_prob "$keep" "$@"
         [ $kind != clustering ] || "$PYTHON" "$HERE/experiments/variants.py" "${make[@]}" \
