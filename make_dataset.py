@@ -32,12 +32,12 @@ import utils  # first: it says in one line which package is missing
 import cifar100
 import pictures
 import rundir
+from pictures import PARTS
 from utils import say
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-PARTS = ("train", "val", "test")
 SYNSET = re.compile(r"n\d{8}")  # a class's folder in ILSVRC 2012
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"  # in its development kit
 SYNSET_WORDS = ("synset_words.txt", "LOC_synset_mapping.txt")  # lists of names that come with it
@@ -443,7 +443,7 @@ def divide(labels: np.ndarray, splits: np.ndarray, shares: dict[str, float], see
 
     A class gives at least one picture to the test, and to validation where it has three.
     """
-    train = cifar100.SPLITS.index("train")
+    train = PARTS.index("train")
     keys = np.random.PCG64(seed).random_raw(len(labels))  # NumPy promises never to change them
     for label in range(labels.max() + 1):
         members = np.flatnonzero((labels == label) & (splits == train))
@@ -451,13 +451,13 @@ def divide(labels: np.ndarray, splits: np.ndarray, shares: dict[str, float], see
         wanted = {part: max(round(len(members) * share), 1) for part, share in shares.items()}
         for part, number in sorted(wanted.items()):  # test, val
             number = min(number, len(members) - 1)
-            splits[members[:number]] = cifar100.SPLITS.index(part)
+            splits[members[:number]] = PARTS.index(part)
             members = members[number:]
 
 
 def check_numbers(labels: np.ndarray, splits: np.ndarray, class_names: Sequence[str]) -> None:
     """Raise ValueError where a class has too few pictures, before or after the division."""
-    train = splits == cifar100.SPLITS.index("train")
+    train = splits == PARTS.index("train")
     trained = np.bincount(labels[train], minlength=len(class_names))
     every = np.bincount(labels, minlength=len(class_names))
     for name, of_train, number in zip(class_names, trained, every, strict=True):
@@ -488,7 +488,7 @@ def make(flags: argparse.Namespace, found: Found) -> dict:
     labels = [number_of[name] for part in PARTS for _, name in found.parts.get(part, [])]
     numbers = [len(found.parts.get(part, [])) for part in PARTS]
     labels = np.array(labels, np.int32)
-    splits = np.repeat([cifar100.SPLITS.index(part) for part in PARTS], numbers).astype(np.uint8)
+    splits = np.repeat([PARTS.index(part) for part in PARTS], numbers).astype(np.uint8)
     check_numbers(labels, splits, class_names)
     size, centre = flags.image_size, flags.centre or found.centre
     needed = len(paths) * size * size * 3
@@ -517,7 +517,7 @@ def make(flags: argparse.Namespace, found: Found) -> dict:
         shares = {part: share for part, share in shares.items() if not found.parts.get(part)}
         divide(labels, splits, shares, flags.seed)
         for part in PARTS:
-            if cifar100.SPLITS.index(part) not in splits:
+            if PARTS.index(part) not in splits:
                 raise ValueError(
                     f"nothing is left for {part}: add pictures, or make its share larger"
                 )
@@ -649,15 +649,24 @@ def is_complete(flags: argparse.Namespace, found: Found) -> bool:
             words = f"{description.get(name)}, not {value}"
             words = "differ" if isinstance(value, list) else f"is {words}"
             raise ValueError(f"{flags.dataset_path} is another data set ({name} {words}): {mend}")
-    changes = _changes(flags.dataset_path, description, found)
+    try:
+        path = os.path.join(flags.dataset_path, pictures.LISTING)
+        listing = cifar100.read_arrays(path, mend)
+    except ValueError:
+        listing = {}
+    if not pictures.is_whole(listing):
+        say(f"{path} is missing or damaged; writing again")
+        return False
+    changes = _changes(listing, description, found)
     if changes:
-        raise ValueError(f"the pictures have changed since {path} was written ({changes}): {mend}")
+        raise ValueError(
+            f"the pictures have changed since {flags.dataset_path} was made ({changes}): {mend}"
+        )
     return not _damaged(flags.dataset_path, description)
 
 
-def _changes(dataset_path: str, description: dict, found: Found) -> str:
+def _changes(listing: dict, description: dict, found: Found) -> str:
     """How the pictures differ from those that a data set was made of, in words."""
-    listing = pictures.read_listing(dataset_path, description)
     before = {pictures.path_of(listing, row): row for row in range(len(listing["ends"]))}
     number_of = {name: number for number, name in enumerate(found.classes)}
     added, changed, skipped = [], [], set(description["skipped"])
@@ -667,7 +676,7 @@ def _changes(dataset_path: str, description: dict, found: Found) -> str:
             if row is None:
                 added += [path] if path not in skipped else []
                 continue
-            split = cifar100.SPLITS[listing["splits"][row]]
+            split = PARTS[listing["splits"][row]]
             moved = part != split and (part != "train" or found.parts.get(split))
             same = not moved and listing["labels"][row] == number_of[name]
             if not (same and _is_same(os.path.join(found.source, path), listing, row)):
@@ -745,7 +754,7 @@ def sheet(description: dict, listing: dict, pixels: np.ndarray | None, per_class
     shown = np.unique(np.linspace(0, len(names) - 1, min(len(names), 25)).astype(int))
     image = Image.new("RGB", (text + per_class * side, len(shown) * side), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    train = listing["splits"] == cifar100.SPLITS.index("train")
+    train = listing["splits"] == PARTS.index("train")
     for row, label in enumerate(shown):
         name = names[label][:22].encode("latin-1", "replace").decode("latin-1")
         draw.text((4, row * side + side // 2 - 8), name, "black", font)
