@@ -307,6 +307,9 @@ def _run(flags, data, run_info, strategy, interruption) -> int:
             f"{len(data['train'][1]):,} training images ({run_info['dataset']}); "
             f"{rundir.hardware()}"
         )
+        slow = rundir.slow_precision(flags.precision, [*flags.devices, devices.default_device()][0])
+        if slow:
+            utils.say(slow)
         loop = Loop(flags, run, trainer, data)
         loop.check_workers()
         if path:
