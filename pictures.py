@@ -81,7 +81,7 @@ def find(folder: str, passed: Counter, seen: set[str] | None = None) -> Iterator
     for entry in entries:
         if is_hidden(entry.name):
             passed["hidden"] += 1
-        elif entry.is_dir():
+        elif os.path.isdir(entry.path):  # also where a link leads nowhere
             yield from find(entry.path, passed, seen)
         elif entry.name.lower().endswith(tuple(ENDINGS)):
             yield entry.path
