@@ -29,10 +29,11 @@ from typing import IO, NoReturn
 
 FOLDERS = ("benchmark", "experiments", "report")  # that run by `python -m NAME`
 # Of requirements.txt.
-REQUIRED = ("numpy", "tensorflow", "six", "grpc", "matplotlib", "PIL", "scipy", "sklearn")
-NEEDED_BY = {  # by commands that need less
+REQUIRED = ("numpy", "tensorflow", "six", "grpc", "matplotlib", "scipy", "sklearn")
+NEEDED_BY = {  # by commands that need less or more
     "download_cifar100.py": ("numpy", "six"),
     "make_dataset.py": ("numpy", "PIL"),
+    "predict.py": (*REQUIRED, "PIL"),
 }
 
 
