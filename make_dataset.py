@@ -750,13 +750,13 @@ def show(description: dict, listing: dict, passed: Counter, bad: dict[int, str])
 
 def sheet(description: dict, listing: dict, pixels: np.ndarray | None, per_class=10) -> Image.Image:
     """A picture of training pictures, a class a row."""
-    names, side, text = description["class_names"], 64, 160
+    names, side, text = description["class_names"], 64, 220
     shown = np.unique(np.linspace(0, len(names) - 1, min(len(names), 25)).astype(int))
     image = Image.new("RGB", (text + per_class * side, len(shown) * side), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     train = listing["splits"] == PARTS.index("train")
     for row, label in enumerate(shown):
-        name = names[label][:22].encode("latin-1", "replace").decode("latin-1")
+        name = names[label][:30].encode("latin-1", "replace").decode("latin-1")
         draw.text((4, row * side + side // 2 - 8), name, "black", font)
         for place, number in enumerate(np.flatnonzero(train & (listing["labels"] == label))):
             if place == per_class:
