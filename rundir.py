@@ -117,9 +117,9 @@ def _instruction_sets(cpuinfo: str) -> str:
 
 
 def slow_precision(precision: str, device: str) -> str:
-    """A line that says that a precision is slower than float32 on a device; empty if it is not.
+    """A line that says that a precision may be slower than float32 on a device; empty if not.
 
-    bfloat16 is where an x86 has no AMX, or oneDNN is kept from it (docs/speed.md).
+    bfloat16 may be where an x86 has no AMX, or oneDNN is kept from it (docs/speed.md).
     """
     cpuinfo, limit = _cpuinfo(), _onednn_limit()
     best = instruction_set(cpuinfo)
@@ -127,8 +127,8 @@ def slow_precision(precision: str, device: str) -> str:
     if precision != "bfloat16" or "GPU" in device.upper() or not is_x86() or with_amx or not best:
         return ""
     return (
-        "--precision bfloat16 is slower than float32 on a processor without AMX (this one: "
-        f"{_instruction_sets(cpuinfo)})"
+        "--precision bfloat16 may be slower than float32 on a processor without AMX (this one: "
+        f"{_instruction_sets(cpuinfo)}): docs/speed.md"
     )
 
 
