@@ -41,6 +41,7 @@ from six.moves import cPickle, urllib
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 FOLDER = "cifar-100-python"  # in the archive
+PART = f"{FOLDER}.tar.gz.part"  # of a download
 MD5 = {
     "train": "16019d7e3df5f24257cddd939b257f8d",
     "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
@@ -478,10 +479,10 @@ def prepare(flags: argparse.Namespace) -> None:
             )
         damaged = damaged_files(folder, split)
         if not damaged:
+            _remove_download(folder, flags)  # where one was killed right before it did
             say(f"{folder} is complete: {name}, seed {flags.seed}, verified; nothing to do")
             return
         say(f"{folder}: {', '.join(damaged)} missing or damaged; writing again")
-    part = folder / f"{FOLDER}.tar.gz.part"
     with utils.lock_folder(folder):
         if flags.synthetic:
             say("drawing synthetic images (results on them are not results on CIFAR-100)")
@@ -493,11 +494,17 @@ def prepare(flags: argparse.Namespace) -> None:
             say(f"reading {flags.archive}")
             dataset = read_archive(Path(flags.archive))
         else:
-            dataset = _read_url(flags.url, part)
+            dataset = _read_url(flags.url, folder / PART)
         write_split(folder, dataset, flags.seed)
-        if not flags.synthetic:
-            part.unlink(missing_ok=True)  # 169 MB that nothing needs any more
+        _remove_download(folder, flags)
     say(f"{folder} is complete: {name}, seed {flags.seed}")
+
+
+def _remove_download(folder: Path, flags: argparse.Namespace) -> None:
+    """169 MB that nothing needs any more, unless what is there is drawn."""
+    if not flags.synthetic:
+        with contextlib.suppress(OSError):
+            (folder / PART).unlink()
 
 
 def _read_url(url: str, part: Path) -> Dataset:

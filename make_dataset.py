@@ -562,7 +562,8 @@ def dataset_name(folder: str) -> str:
 @contextlib.contextmanager
 def _room_for(dataset_path: str) -> Iterator[str]:
     """A folder for what is not complete, in the data set's; both go unless that gets complete."""
-    new = not os.path.exists(dataset_path) or not os.listdir(dataset_path)
+    # A killed run leaves the lock and what it was making.
+    new = not os.path.exists(dataset_path) or {".lock", MAKING}.issuperset(os.listdir(dataset_path))
     with utils.lock_folder(dataset_path):
         folder = os.path.join(dataset_path, MAKING)
         shutil.rmtree(folder, ignore_errors=True)

@@ -602,6 +602,19 @@ def test_damaged_file_is_rebuilt(name, harm, drawn):
     assert (drawn / name).read_bytes() == before
 
 
+def test_what_killed_runs_left_goes(pack, tmp_path):
+    """Of one that wrote a file; of one that had written all, and not yet removed the download."""
+    archive, folder = pack(make_members()), tmp_path / "data"
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        part = f"train.npz.{process.pid}.part"
+    folder.mkdir()
+    (folder / part).write_bytes(b"half")
+    run(folder, "--archive", archive)
+    (folder / PART).write_bytes(b"whole")
+    assert "nothing to do" in run(folder, "--archive", archive)
+    assert made(folder) == sorted(["split.json", *(f"{name}.npz" for name in cifar100.SPLITS)])
+
+
 @pytest.mark.parametrize("needed", ["train_val.npz", "test.npz"])
 def test_damaged_part_of_the_split_needs_no_archive(needed, pack, tmp_path):
     folder, url = tmp_path / "data", refused_url()
@@ -642,7 +655,9 @@ def test_failed_write_leaves_no_half_file(error, says, small, tmp_path, monkeypa
 
 def test_split_json_is_written_last(small, tmp_path, monkeypatch):
     replaced, replace = [], os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (replaced.append(b.name), replace(a, b)))
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (replaced.append(os.path.basename(b)), replace(a, b))
+    )
     run(tmp_path, "--synthetic")
     assert len(replaced) == 5 and replaced[-1] == "split.json"
 

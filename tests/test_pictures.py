@@ -387,6 +387,13 @@ def test_a_disk_that_fills_leaves_nothing(folder):
     assert not data_dir.exists()
 
 
+def test_what_a_killed_run_left_goes(folder):
+    (folder.parent / "refused" / make_dataset.MAKING).mkdir(parents=True)
+    (folder.parent / "refused" / ".lock").touch()
+    (folder / "ant" / "0.png").write_bytes(b"half")
+    refused(folder, says="0.png")
+
+
 def test_ilsvrc_as_it_comes(tmp_path):
     from scipy.io import savemat
 
