@@ -2,69 +2,39 @@
 
 Equation numbers are the paper's. An *indicator* tells how much each of D features (or classes)
 belongs to each of G groups: `[G, D]`, every column sums to 1. It is the softmax of a trainable
-`alpha [G, D]`. `groups = (unit_2, unit_3, logits)` runs from the input to the output; level L of
-the network (2, 3 = stages, 4 = classifier) has `groups[L - 2]` groups, level 1 is never split.
+`alpha [G, D]`. `groups` runs from the input to the output and is of a network's last levels, which
+can be split; a network tells in its config (`networks.Config`) what these are. Here they have the
+numbers of the published code, counted from the output: 1 is the classifier.
 
-Indicators, by the names of the published code (n residual units a stage):
+Indicators of level s (whose groups are `groups[-s]`):
 
-    classifier (level 4)    p1: its inputs          q1: the classes
-    unit_3     (level 3)    p2: its inputs          r21 .. r2n: inside its blocks   q2: its outputs
-    unit_2     (level 2)    p3: its inputs          r31 .. r3n: inside its blocks   q3: its outputs
+    ps            its inputs
+    rs1 .. rsn    inside it, where it has residual blocks
+    qs            its outputs; q1: the classes
 
-q2 is p1 with neighbouring groups added up and q3 is p2 treated likewise, so they are not free.
+The outputs of a level are the inputs of the next one: q2 is p1 with neighbouring groups added up,
+q3 is p2 treated likewise, and so on. So they are not free.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import numbers
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cifar100 import IMAGE_SIZE, NUM_CLASSES
+from networks import NetworkConfig, format_groups  # noqa: F401, their names for other files
 from utils import tf
 
-LEVELS = (2, 3, 4)  # the levels that can be split: unit_2, unit_3, logits
+
+# ---------------------------------------------------------------- levels and their groups
 
 
-# ---------------------------------------------------------------- which groups are possible
-
-
-def format_groups(groups: Sequence[int]) -> str:
-    """`(2, 4, 4)` -> `'2-4-4'`."""
-    return "-".join(str(g) for g in groups)
-
-
-def check_groups(groups: Sequence[int], features: Sequence[int], num_classes: int) -> None:
-    """Raise ValueError unless `groups` can split levels with `features` inputs each."""
-    shown = format_groups(groups)
-    if len(groups) != len(LEVELS) or any(
-        not isinstance(g, numbers.Integral) or g < 1 for g in groups
-    ):
-        raise ValueError(
-            "groups are three whole numbers from 1 up (unit_2, unit_3, logits), got "
-            f"{tuple(groups)}"
-        )
-    if list(groups) != sorted(groups):
-        raise ValueError(
-            f"groups {shown} do not nest: a group divides into one or more groups of the next "
-            "level, so the numbers may not fall from unit_2 to unit_3 to logits "
-            "(allowed: 1-2-2, 2-2-2, 2-4-4)"
-        )
-    if groups[-1] > num_classes:
-        raise ValueError(
-            f"groups {shown} split {num_classes} classes into {groups[-1]} groups: at most "
-            f"{num_classes} are possible"
-        )
-    for level, count, width in zip(LEVELS, groups, features, strict=True):
-        if count > width:
-            name = "logits" if level == 4 else f"unit_{level}"
-            raise ValueError(
-                f"groups {shown} split the {width} input features of {name} into {count} groups: "
-                f"at most {width} are possible; use fewer groups or a larger k"
-            )
+def split_levels(config) -> Iterator[tuple[int, int, int]]:
+    """Every level that is split: its number in the network, its number s, its groups."""
+    last = len(config.levels)
+    for s, num_groups in zip(range(len(config.groups), 0, -1), config.groups, strict=True):
+        if num_groups > 1:
+            yield last + 1 - s, s, num_groups
 
 
 def merge_runs(num_groups: int, num_merged: int) -> list[range]:
@@ -88,72 +58,6 @@ def groups_below(groups: Sequence[int]) -> list[list[int]]:
     for num_merged in reversed(groups[:-1]):
         below = [sum(below[run.start : run.stop], []) for run in merge_runs(len(below), num_merged)]
     return below
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig:
-    """What defines a network: WRN-(6n+4)-k for n residual units in each of three stages.
-
-    Attributes:
-        num_residual_units: n; 2 gives WRN-16.
-        k: widening factor; 16k, 32k and 64k filters (a fraction is allowed if 16k is whole).
-        num_classes: number of logits.
-        image_size: side of the images, which the network halves twice.
-        groups: groups of (unit_2, unit_3, logits); 1 means not split.
-        dropout_keep_prob: for the inputs of split layers, in training.
-        bn_no_scale: do not train the scale (gamma) of the blocks' batch normalization.
-        dropout_unsplit: dropout where a deep split has it although nothing is split there, which
-            is the paper's baseline with dropout.
-    """
-
-    num_residual_units: int = 2
-    k: float = 8
-    num_classes: int = NUM_CLASSES
-    groups: tuple[int, int, int] = (1, 1, 1)
-    dropout_keep_prob: float = 1.0
-    bn_no_scale: bool = False
-    dropout_unsplit: bool = False
-    image_size: int = IMAGE_SIZE
-
-    def __post_init__(self):
-        if self.num_residual_units < 1 or self.num_residual_units != int(self.num_residual_units):
-            raise ValueError(
-                "num_residual_units must be a whole number from 1 up, got "
-                f"{self.num_residual_units}"
-            )
-        object.__setattr__(self, "num_residual_units", int(self.num_residual_units))
-        if not 0 < self.k < math.inf or 16 * self.k != int(16 * self.k):
-            raise ValueError(
-                f"k must be positive and 16 * k a whole number of filters, got {self.k}"
-            )
-        if self.num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
-        if self.image_size < 8 or self.image_size % 4:
-            raise ValueError(
-                f"a Wide ResNet halves its images twice, so image_size must be a multiple of 4 "
-                f"from 8 up, got {self.image_size}"
-            )
-        if not 0 < self.dropout_keep_prob <= 1:
-            raise ValueError(
-                f"dropout_keep_prob must be above 0 and at most 1, got {self.dropout_keep_prob}"
-            )
-        widths = [self.features(level - 1) for level in LEVELS]
-        check_groups(self.groups, widths, self.num_classes)
-        object.__setattr__(self, "groups", tuple(map(int, self.groups)))
-
-    def features(self, level: int) -> int:
-        """Number of output features of level 0 (`init_conv`), 1, 2 or 3."""
-        return 16 if level == 0 else int(16 * self.k) * 2 ** (level - 1)
-
-    def keep_prob(self, level: int) -> float:
-        """Share of the inputs that training keeps at level 1, 2, 3 or 4 (the classifier)."""
-        drops = level > 1 and (self.dropout_unsplit or self.groups[level - 2] > 1)
-        return self.dropout_keep_prob if drops else 1.0
-
-    @property
-    def name(self) -> str:
-        """The usual name, such as WRN-16-8."""
-        return f"WRN-{6 * self.num_residual_units + 4}-{self.k:g}"
 
 
 # ---------------------------------------------------------------- soft assignments
@@ -224,50 +128,33 @@ def weight_split(kernel: tf.Tensor, p: tf.Tensor, q: tf.Tensor) -> tf.Tensor:
 # ---------------------------------------------------------------- the network's indicators
 
 
-def indicator_name(level: int, unit: int | None = None) -> str:
-    """`p1`, `p2`, `p3`: the inputs of a level; `r2I`, `r3I`: inside its block `unit`."""
-    return f"p{5 - level}" if unit is None else f"r{5 - level}{unit + 1}"
-
-
 def indicator_shapes(config) -> dict[str, tuple[int, int]]:
-    """(G, D) of every free indicator of a `resnet.NetworkConfig`, from the input to the output."""
+    """(G, D) of every free indicator of a network's config, from the input to the output."""
     shapes = {}
-    for level, num_groups in zip(LEVELS, config.groups, strict=True):
-        if num_groups == 1:
-            continue
-        shapes[indicator_name(level)] = (num_groups, config.features(level - 1))
-        if level == 4:
+    for level, s, num_groups in split_levels(config):
+        shapes[f"p{s}"] = (num_groups, config.features(level - 1))
+        for i, size in enumerate(config.inner(level), start=1):
+            shapes[f"r{s}{i}"] = (num_groups, size)
+        if s == 1:
             shapes["q1"] = (num_groups, config.num_classes)
-        else:
-            for unit in range(config.num_residual_units):
-                shapes[indicator_name(level, unit)] = (num_groups, config.features(level))
     return shapes
 
 
 def soft_assignments(net) -> dict[str, tf.Tensor]:
-    """Every indicator of a dense network by name, the merged outputs q2 and q3 included."""
+    """Every indicator of a dense network by name, the merged outputs q2, q3 ... included."""
     soft = {name: soft_assignment(alpha) for name, alpha in net.alphas.items()}
-    for level, num_groups in zip((2, 3), net.config.groups[:2], strict=True):
-        if num_groups > 1:
-            soft[f"q{5 - level}"] = merge(soft[indicator_name(level + 1)], num_groups)
+    for _, s, num_groups in split_levels(net.config):
+        if s > 1:
+            soft[f"q{s}"] = merge(soft[f"p{s - 1}"], num_groups)
     return soft
 
 
 def split_layers(net) -> Iterator[tuple[tf.Variable, str, str]]:
     """(kernel, input indicator, output indicator) of every split layer, in network order."""
-    for level, num_groups in zip((2, 3), net.config.groups[:2], strict=True):
-        if num_groups == 1:
-            continue
-        outputs = f"q{5 - level}"
-        for unit, block in enumerate(net.stage(level)):
-            inputs = indicator_name(level) if unit == 0 else outputs
-            inner = indicator_name(level, unit)
-            if block.shortcut is not None:
-                yield block.shortcut.kernel, inputs, outputs
-            yield block.conv_1.kernel, inputs, inner
-            yield block.conv_2.kernel, inner, outputs
-    if net.config.groups[2] > 1:
-        yield net.logits.fc.weights, "p1", "q1"
+    for level, s, _ in split_levels(net.config):
+        for kernel, *names in net.kernels(level):  # such as p and r1, for p3 and r31
+            inputs, outputs = (f"{name[0]}{s}{name[1:]}" for name in names)
+            yield kernel, inputs, outputs
 
 
 def regularizer_terms(net, equal_growth: bool = False) -> dict[str, list[tf.Tensor]]:
@@ -297,7 +184,7 @@ def regularizers(net, weighted: bool = True, equal_growth: bool = False) -> dict
     """The three terms of eq. (2) for a dense network, each a float32 scalar without its gamma.
 
     Args:
-        net: a `resnet.ResNet`.
+        net: a dense network, such as a `resnet.ResNet`.
         weighted: combine the layers' R_W weighted by their own values (no gradient through the
             weights), so that the least separated layers are pushed most; else their mean.
         equal_growth: let R_D of an indicator of G groups count G (G - 1) / 2 times, once for each
@@ -406,8 +293,8 @@ def given_assignment(config, class_groups: Sequence[np.ndarray]) -> dict[str, np
             for number, group in enumerate(class_groups):
                 assignment[name][group] = number
             continue
-        level = 5 - int(name[1])  # p3, p2 and p1 are of unit_2, unit_3 and the classifier
-        shares = [classes[below].sum() for below in groups_below(config.groups[level - 2 :])]
+        s = int(name[1])
+        shares = [classes[below].sum() for below in groups_below(config.groups[-s:])]
         bounds = np.cumsum(shares) / classes.sum() * (size - len(shares))
         sizes = np.diff(np.round(bounds).astype(int), prepend=0) + 1
         assignment[name] = np.repeat(np.arange(len(shares)), sizes)
@@ -415,15 +302,13 @@ def given_assignment(config, class_groups: Sequence[np.ndarray]) -> dict[str, np
 
 
 def merged_assignments(config, assignment: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`assignment` with q2 and q3 added: the super-group of each feature's sub-group."""
+    """`assignment` with q2, q3 ... added: the super-group of each feature's sub-group."""
     merged = dict(assignment)
-    for level, num_groups, num_children in zip(
-        (2, 3), config.groups, config.groups[1:], strict=False
-    ):
-        if num_groups > 1:
-            runs = merge_runs(num_children, num_groups)
+    for _, s, num_groups in split_levels(config):
+        if s > 1:
+            runs = merge_runs(config.groups[-(s - 1)], num_groups)
             parent = np.repeat(np.arange(num_groups), [len(run) for run in runs])
-            merged[f"q{5 - level}"] = parent[assignment[indicator_name(level + 1)]]
+            merged[f"q{s}"] = parent[assignment[f"p{s - 1}"]]
     return merged
 
 
@@ -468,10 +353,10 @@ class Partition:
         self.assignment = {
             name: np.asarray(of, np.int64) for name, of in (assignment or {}).items()
         }
-        self.groups = {1: 1} | dict(
-            zip(LEVELS, config.groups if assignment else (1, 1, 1), strict=True)
-        )
+        self.last = len(config.levels)
+        self.groups = dict.fromkeys(range(1, self.last + 1), 1)
         if assignment:
+            self.groups |= {level: number for level, _, number in split_levels(config)}
             self._check()
 
     def _check(self) -> None:
@@ -501,11 +386,14 @@ class Partition:
 
     def inputs(self, level: int, group: int) -> np.ndarray:
         """Channels that the group reads from the level below it."""
-        return self._members(indicator_name(level), group, self.config.features(level - 1))
+        name = f"p{self.last + 1 - level}"
+        return self._members(name, group, self.config.features(level - 1))
 
-    def inner(self, level: int, unit: int, group: int) -> np.ndarray:
-        """Channels between the two convolutions of block `unit`."""
-        return self._members(indicator_name(level, unit), group, self.config.features(level))
+    def inner(self, level: int, group: int) -> list[np.ndarray]:
+        """Channels inside the level, such as those between the two convolutions of each block."""
+        sizes = enumerate(self.config.inner(level), start=1)
+        s = self.last + 1 - level
+        return [self._members(f"r{s}{i}", group, size) for i, size in sizes]
 
     def outputs(self, level: int, group: int) -> np.ndarray:
         """Channels that the group computes, its sub-groups' one after the other."""

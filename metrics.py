@@ -110,7 +110,7 @@ def of_groups(net, confusion: np.ndarray, superclass_of: Sequence[int], masked: 
     """What result.json says of a network's groups, where it has some.
 
     Args:
-        net: a `resnet.ResNet` or `SplitResNet`.
+        net: a `resnet.Dense` or `Tree`.
         confusion: of its predictions, `[label, prediction]`.
         superclass_of: the superclass of every class; empty where there are none.
         masked: the weights between its groups were set to zero.

@@ -74,7 +74,7 @@ class Trainer(tf.Module):
 
     def __init__(
         self,
-        net: resnet.ResNet | resnet.SplitResNet,
+        net: resnet.Network,
         objective: Objective,
         run_info: dict,
         strategy: tf.distribute.Strategy | None = None,

@@ -3,7 +3,8 @@
 Both networks are made of the same `Branch`: the layers that one group owns, from one level of the
 network down to where the tree forks. The dense network is a single branch that owns every channel.
 Levels: 1 is `init_conv` and `unit_1`, 2 and 3 are `unit_2` and `unit_3`, 4 is `unit_last` and
-`logits`.
+`logits`. Other networks are configs with other levels (`resnet18`), or branches of other layers
+(`alexnet`).
 
 Variable names are those of the published TensorFlow 1 code and, at the same time, the path of
 attributes: `net.unit_2_0.conv_1.kernel` is `unit_2_0/conv_1/kernel`. The layers of branch B of a
@@ -13,14 +14,15 @@ tree are below `branch_B/`, the trunk's bear the names that they had in the dens
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import zlib
 from collections.abc import Iterator
 
 import numpy as np
 import grouping
-from cifar100 import IMAGE_SIZE
-from grouping import NetworkConfig
+import networks
+from networks import NetworkConfig  # noqa: F401, its name for other files
 from utils import tf
 
 BN_DECAY = 0.9
@@ -182,9 +184,10 @@ class BatchNorm(Layer):
 class Linear(Layer):
     """Fully connected layer with bias, in float32."""
 
-    def __init__(self, name, inputs, outputs, seed=0):
+    def __init__(self, name, inputs, outputs, seed=0, counts_biases=True):
         super().__init__()
         self.inputs, self.outputs = np.asarray(inputs), np.asarray(outputs)
+        self.counts_biases = counts_biases
         shape = (len(inputs), len(outputs))
         weights = _normal(f"{name}/weights", shape, len(inputs) ** -0.5, seed)
         self.weights = tf.Variable(weights, name=f"{name}/weights")
@@ -201,7 +204,8 @@ class Linear(Layer):
 
     def count(self) -> tuple[int, int]:
         num_in, num_out = self.weights.shape
-        return (num_in + 1) * num_out, 2 * (num_in + 1) * num_out
+        weights = (num_in + self.counts_biases) * num_out
+        return weights, 2 * weights
 
 
 class DropoutReLU:
@@ -243,9 +247,10 @@ class DropoutReLU:
 class Block(tf.Module):
     """Pre-activation residual block: BN, ReLU, 3x3 convolution, twice."""
 
-    def __init__(self, name, config, inputs, inner, outputs, resolution, first, keep_prob, seed):
+    def __init__(
+        self, name, config, inputs, inner, outputs, resolution, stride, first, keep_prob, seed
+    ):
         super().__init__()
-        stride = 2 if first and resolution < config.image_size else 1
         train_scale = not config.bn_no_scale
         self.bn_1 = BatchNorm(f"{name}/bn_1", inputs, train_scale)
         self.relu_1 = DropoutReLU(f"{name}/dropout_1", keep_prob)
@@ -292,10 +297,9 @@ class Branch(tf.Module):
         self.first_level, self.last_level = level, level - 1
         self.num_branches = 0
         if level == 1:
-            filters = self._stem_features(partition)
-            size = config.image_size
-            self.init_conv = Conv(f"{prefix}init_conv", 3, range(3), filters, size, seed=seed)
-        for stage in range(level, 4):
+            self._add_stem(partition, prefix, seed)
+        for stage in range(level, len(config.levels)):
+            self.last_level = stage
             self._add_stage(partition, stage, group, prefix, seed)
             children = partition.children(stage, group)
             if len(children) > 1:
@@ -303,6 +307,16 @@ class Branch(tf.Module):
                 return
             group = children[0]
         self._add_head(partition, group, prefix, seed)
+
+    @staticmethod
+    def behind_fork(*arguments) -> Branch:
+        """A branch behind this one's fork."""
+        return Branch(*arguments)
+
+    def _add_stem(self, partition, prefix, seed):
+        (size, stride, _), resolution = self.config.stem, self.config.resolution(0)
+        filters, name = self._stem_features(partition), f"{prefix}init_conv"
+        self.init_conv = Conv(name, size, range(3), filters, resolution, stride, seed)
 
     def _stem_features(self, partition) -> np.ndarray:
         """Channels of `init_conv`, in the order of unit_1's where its shortcut is the identity."""
@@ -312,16 +326,14 @@ class Branch(tf.Module):
         return outputs if len(outputs) == num_filters else np.arange(num_filters)
 
     def _add_stage(self, partition, level, group, prefix, seed):
-        self.last_level = level
-        resolution = self.config.image_size >> (level - 1)
+        config = self.config
         inputs = partition.inputs(level, group) if level > 1 else self._stem_features(partition)
         outputs = partition.outputs(level, group)
-        for unit in range(self.config.num_residual_units):
-            name = f"unit_{level}_{unit}"
-            inner = partition.inner(level, unit, group)
+        for unit, inner in enumerate(partition.inner(level, group)):
+            name = f"{config.levels[level - 1]}_{unit}"
             block = Block(
-                prefix + name, self.config, inputs, inner, outputs,
-                resolution, unit == 0, self.config.keep_prob(level), seed,
+                prefix + name, config, inputs, inner, outputs, config.resolution(level),
+                2 if unit == 0 and level > 1 else 1, unit == 0, config.keep_prob(level), seed,
             )  # fmt: skip
             setattr(self, name, block)
             inputs = outputs
@@ -331,15 +343,19 @@ class Branch(tf.Module):
         self.num_branches = len(children)
         for number, group in enumerate(children):
             name = f"branch_{number}"
-            branch = Branch(self.config, partition, level, group, f"{prefix}{name}/", seed)
+            branch = self.behind_fork(
+                self.config, partition, level, group, f"{prefix}{name}/", seed
+            )
             setattr(self, name, branch)
 
     def _add_head(self, partition, group, prefix, seed):
-        inputs, self.classes = partition.inputs(4, group), partition.classes(group)
-        self.relu = DropoutReLU(f"{prefix}logits/dropout", self.config.keep_prob(4))
+        config, last = self.config, len(self.config.levels)
+        inputs, self.classes = partition.inputs(last, group), partition.classes(group)
+        self.relu = DropoutReLU(f"{prefix}logits/dropout", config.keep_prob(last))
         self.unit_last, self.logits = tf.Module(), tf.Module()
         self.unit_last.bn = BatchNorm(f"{prefix}unit_last/bn", inputs)
-        self.logits.fc = Linear(f"{prefix}logits/fc", inputs, self.classes, seed)
+        name = f"{prefix}logits/fc"
+        self.logits.fc = Linear(name, inputs, self.classes, seed, config.counts_biases)
 
     @property
     def foldable(self) -> list[tuple[Conv, BatchNorm]]:
@@ -348,8 +364,24 @@ class Branch(tf.Module):
 
     def stage(self, level: int) -> list[Block]:
         """The blocks of unit_1, unit_2 or unit_3, in order."""
-        units = range(self.config.num_residual_units)
-        return [getattr(self, f"unit_{level}_{unit}") for unit in units]
+        name = self.config.levels[level - 1]
+        return [getattr(self, f"{name}_{unit}") for unit in range(len(self.config.inner(level)))]
+
+    def kernels(self, level: int) -> Iterator[tuple[tf.Variable, str, str]]:
+        """A level's kernels in order, each with the indicators of what it reads and computes.
+
+        They are p (the level's inputs), r1, r2 ... (inside its blocks) and q (its outputs), for
+        `grouping.split_layers`.
+        """
+        if level == len(self.config.levels):
+            yield self.logits.fc.weights, "p", "q"
+            return
+        for unit, block in enumerate(self.stage(level)):
+            inputs, inner = "q" if unit else "p", f"r{unit + 1}"
+            if block.shortcut is not None:
+                yield block.shortcut.kernel, inputs, "q"
+            yield block.conv_1.kernel, inputs, inner
+            yield block.conv_2.kernel, inner, "q"
 
     @property
     def branches(self) -> list[Branch]:
@@ -379,11 +411,17 @@ class Branch(tf.Module):
         `wanted` restricts the channels that come out, and what the last block computes, to those.
         """
         if self.first_level == 1:
-            x = self.init_conv(x)
+            x = self.stem(x)
         blocks = self.blocks
         for block in blocks:
             x = block(x, training, dropout_seed, wanted if block is blocks[-1] else None)
         return x
+
+    def stem(self, images):
+        """What the first block reads."""
+        x = self.init_conv(images)
+        _, _, pools = self.config.stem
+        return tf.nn.max_pool2d(x, 3, 2, "SAME") if pools else x
 
     def head(self, x, training=False, dropout_seed=None):
         """Features `[B, H, W, C]` to the logits `[B, K]` of a branch that does not fork."""
@@ -413,8 +451,8 @@ class Branch(tf.Module):
         return logits
 
 
-class _Network(Branch):
-    """What the dense network and the tree have in common."""
+class Network:
+    """What a dense network and its tree have in common; each is a branch too."""
 
     @property
     def alphas(self) -> dict[str, tf.Variable]:
@@ -451,10 +489,10 @@ class _Network(Branch):
         return [x.weights if isinstance(x, Linear) else x.kernel for x in decayed]
 
 
-class ResNet(_Network):
-    """The dense network, with the alphas of its groups where `config.groups` has any."""
+class Dense(Network):
+    """A dense network, with the alphas of its groups where `config.groups` has any."""
 
-    def __init__(self, config: NetworkConfig, seed: int = 0):
+    def __init__(self, config: networks.Config, seed: int = 0):
         super().__init__(config, grouping.Partition(config), seed=seed)
         self.group = tf.Module()
         for name, shape in grouping.indicator_shapes(config).items():
@@ -469,7 +507,7 @@ class ResNet(_Network):
         return {name: getattr(self.group, f"split_{name}").alpha for name in names}
 
 
-class SplitResNet(_Network):
+class Tree(Network):
     """The tree: a trunk and branches that share no weights and exchange nothing.
 
     Args:
@@ -477,13 +515,30 @@ class SplitResNet(_Network):
         assignment: group of every feature and class (`grouping.hard_assignments`).
     """
 
-    def __init__(self, config: NetworkConfig, assignment: dict[str, np.ndarray], seed: int = 0):
+    def __init__(self, config: networks.Config, assignment: dict[str, np.ndarray], seed: int = 0):
         partition = grouping.Partition(config, assignment)
         self.assignment = partition.assignment
         super().__init__(config, partition, seed=seed)
 
 
-def split(net: ResNet, assignment: dict[str, np.ndarray] | None = None) -> SplitResNet:
+class ResNet(Dense, Branch):
+    """The dense Wide ResNet, or another network of residual blocks."""
+
+
+class SplitResNet(Tree, Branch):
+    """Its tree."""
+
+
+def make(config: networks.Config, assignment: dict | None = None, seed: int = 0) -> Network:
+    """The network of a config with newly drawn weights: dense, or the tree of an assignment."""
+    file, dense, tree = config.classes
+    module = importlib.import_module(file)
+    if assignment is None:
+        return getattr(module, dense)(config, seed)
+    return getattr(module, tree)(config, assignment, seed)
+
+
+def split(net: Dense, assignment: dict[str, np.ndarray] | None = None) -> Tree:
     """Cut a dense network into the tree of its hard groups, or of an assignment's.
 
     The tree computes what the dense network does once every weight between different groups is
@@ -492,21 +547,21 @@ def split(net: ResNet, assignment: dict[str, np.ndarray] | None = None) -> Split
     Raises:
         ValueError: a group is empty; names the indicator.
     """
-    tree = SplitResNet(net.config, assignment or grouping.hard_assignments(net))
+    tree = make(net.config, assignment or grouping.hard_assignments(net))
     dense = {path_of(layer): layer for layer in layers(net)}
     for layer in layers(tree):
         layer.cut(dense[re.sub(r"branch_\d+/", "", path_of(layer))])
     return tree
 
 
-def equal_tree(config: NetworkConfig) -> SplitResNet:
+def equal_tree(config: networks.Config) -> Tree:
     """A new tree of equal groups: what a split saves by its numbers alone."""
     shapes = grouping.indicator_shapes(config).items()
     assignment = {name: np.arange(size) * number // size for name, (number, size) in shapes}
-    return SplitResNet(config, assignment)
+    return make(config, assignment)
 
 
-def mask(net: ResNet) -> None:
+def mask(net: Dense) -> None:
     """Set every weight of the dense network between different groups to zero, in place.
 
     Raises:
@@ -546,32 +601,35 @@ def count(module: tf.Module) -> tuple[int, int]:
 # ---------------------------------------------------------------- a network's description
 
 
-def to_dict(net: ResNet | SplitResNet) -> dict:
+def to_dict(net: Network) -> dict:
     """What a checkpoint says about its network, in JSON's types: `build` makes it again."""
     config = dataclasses.asdict(net.config)
-    if config["image_size"] == IMAGE_SIZE:
+    if config["image_size"] == type(net.config).image_size:  # the default
         del config["image_size"]  # as in checkpoints that are older than other sizes
     description = {"network": "dense", "config": config}
-    if isinstance(net, SplitResNet):
+    if net.config.network != "wrn":  # as in those that are older than other networks
+        description["architecture"] = net.config.network
+    if isinstance(net, Tree):
         description["network"] = TREE
         description["assignment"] = {name: of.tolist() for name, of in net.assignment.items()}
     return description
 
 
-def build(description: dict, seed: int = 0) -> ResNet | SplitResNet:
+def build(description: dict, seed: int = 0) -> Network:
     """The network of a description, with newly drawn weights."""
-    config = NetworkConfig(**description["config"])
+    config_class = networks.config_class(description.get("architecture", "wrn"))
+    config = config_class(**description["config"])
     if description["network"] == TREE:
-        return SplitResNet(config, description["assignment"], seed)
+        return make(config, description["assignment"], seed)
     if description["network"] != "dense":
         raise ValueError(
             f"its network is of the kind {description['network']!r}, which this version does not "
             "read: run split.sh again in another TRAIN_DIR, or remove this run"
         )
-    return ResNet(config, seed)
+    return make(config, seed=seed)
 
 
-def copy(net: ResNet | SplitResNet) -> ResNet | SplitResNet:
+def copy(net: Network) -> Network:
     """The same network with variables of its own, on the device or in the strategy's scope."""
     twin = build(to_dict(net))
     load_weights(twin, {name_of(variable): variable.numpy() for variable in net.variables})
@@ -606,7 +664,7 @@ def freeze(module: tf.Module, lanes: int = LANES) -> None:
                 setattr(layer, name, value.numpy())  # constant in each graph that it comes into
 
 
-def load_weights(net: ResNet | SplitResNet, tensors: dict[str, np.ndarray]) -> None:
+def load_weights(net: Network, tensors: dict[str, np.ndarray]) -> None:
     """Assign every variable of `net` from tensors by name; names and shapes must agree exactly.
 
     Raises:
@@ -629,9 +687,9 @@ def load_weights(net: ResNet | SplitResNet, tensors: dict[str, np.ndarray]) -> N
         variable.assign(tensors[name])
 
 
-def class_groups(net: ResNet | SplitResNet) -> list[np.ndarray]:
+def class_groups(net: Network) -> list[np.ndarray]:
     """Classes of each group: of a tree's leaves, or as a grouped dense network stands now."""
     if "q1" in net.alphas:
         group_of = np.argmax(net.alphas["q1"].numpy(), axis=0)
-        return [np.flatnonzero(group_of == g) for g in range(net.config.groups[2])]
+        return [np.flatnonzero(group_of == g) for g in range(net.config.groups[-1])]
     return [leaf.classes for leaf in net.leaves()]

@@ -18,6 +18,7 @@ import numpy as np
 
 import cifar100
 import grouping
+import networks
 import resnet
 import rundir
 import utils
@@ -75,7 +76,7 @@ def _describe_published(tensors: dict[str, np.ndarray]) -> dict:
     return {"network": "dense", "config": dataclasses.asdict(config)}
 
 
-def load_evaluated(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.SplitResNet, dict]:
+def load_evaluated(path: str, masked: bool) -> tuple[resnet.Network, dict]:
     """The network of a checkpoint that is evaluated, and what that says (stage, seed, step ...).
 
     Args:
@@ -87,7 +88,7 @@ def load_evaluated(path: str, masked: bool) -> tuple[resnet.ResNet | resnet.Spli
         raise ValueError(f"{error}: name an older model.ckpt-STEP of the run") from None
     net, description = load_network(path, tensors)
     if masked:
-        if not isinstance(net, resnet.ResNet) or max(net.config.groups) == 1:
+        if not isinstance(net, resnet.Dense) or max(net.config.groups) == 1:
             raise ValueError(
                 f"--mask needs a grouped dense network, but {path} is none: leave it out"
             )
@@ -255,7 +256,7 @@ def _check_given(path: str, groups: Sequence[Sequence[int]], flags: argparse.Nam
         )
 
 
-def _check_equal(path: str, net: resnet.ResNet | resnet.SplitResNet, flags) -> None:
+def _check_equal(path: str, net: resnet.Network, flags) -> None:
     """Raise ValueError if --equal_groups asks for other groups than a tree has already."""
     if flags.equal_groups and any(np.ptp(np.bincount(g)) > 1 for g in net.assignment.values()):
         raise ValueError(
@@ -272,7 +273,7 @@ def network_from_weights(path: str, tensors, flags: argparse.Namespace, run_info
     """
     changes = {name: getattr(flags, name) for name in ("dropout_keep_prob", "bn_no_scale")}
     base, description = load_network(path, tensors, **changes)
-    if flags.stage != "split" and isinstance(base, resnet.ResNet):
+    if flags.stage != "split" and isinstance(base, resnet.Dense):
         _check_network(path, base.config, flags, groups=False)
         return _new_network_with(base, description, flags, run_info), description
     check_dataset(path, description, run_info, flags.data_dir)
@@ -286,7 +287,7 @@ def network_from_weights(path: str, tensors, flags: argparse.Namespace, run_info
             raise ValueError(
                 f"{path} has no groups to cut: run --stage group first, or give some with --groups"
             )
-        if not isinstance(base, resnet.ResNet):
+        if not isinstance(base, resnet.Dense):
             _check_equal(path, base, flags)
             return base, description
         equal = grouping.equal_assignments(base) if flags.equal_groups else None
@@ -295,11 +296,11 @@ def network_from_weights(path: str, tensors, flags: argparse.Namespace, run_info
 
 
 def _with_weights_of(
-    base: resnet.ResNet, config: resnet.NetworkConfig, seed: int, new: Sequence[str] = ()
-) -> resnet.ResNet:
+    base: resnet.Dense, config: networks.Config, seed: int, new: Sequence[str] = ()
+) -> resnet.Dense:
     """A dense network with another's weights, but for those whose names begin like `new`; groups
     that the other does not have start anew."""
-    net = resnet.ResNet(config, seed)
+    net = resnet.make(config, seed=seed)
     own = {resnet.name_of(variable): variable.numpy() for variable in net.variables}
     known = {resnet.name_of(variable): variable.numpy() for variable in base.variables}
     new = (*new, *(() if base.alphas else ("group/",)))
@@ -308,7 +309,7 @@ def _with_weights_of(
     return net
 
 
-def _new_network_with(base, description: dict, flags, run_info: dict) -> resnet.ResNet:
+def _new_network_with(base, description: dict, flags, run_info: dict) -> resnet.Dense:
     """The network that the flags ask for with a base's weights, as far as they are of use; prints
     what starts anew: the classifier where the classes are others, and indicators."""
     config, new = network_config(flags), []
@@ -334,21 +335,23 @@ def _new_network_with(base, description: dict, flags, run_info: dict) -> resnet.
     return _with_weights_of(base, config, flags.seed, new)
 
 
-def _cut_into_given_groups(path: str, base, flags: argparse.Namespace) -> resnet.SplitResNet:
+def _cut_into_given_groups(path: str, base, flags: argparse.Namespace) -> resnet.Tree:
     """The tree of a baseline's weights in the class groups that --groups gives."""
     if max(base.config.groups) > 1:
         raise ValueError(f"{path} has groups of its own: --groups {flags.groups} cuts a baseline")
     _check_network(path, base.config, flags, groups=False)
-    config = dataclasses.replace(base.config, groups=flags.ngroups, dropout_unsplit=False)
-    given = _given_groups(flags, config.groups[2])
+    groups = _fill(flags.ngroups, len(base.config.groups))
+    config = dataclasses.replace(base.config, groups=groups, dropout_unsplit=False)
+    given = _given_groups(flags, config.groups[-1])
     net = _with_weights_of(base, config, flags.seed)
     return resnet.split(net, grouping.given_assignment(config, given))
 
 
-def network_config(flags: argparse.Namespace) -> resnet.NetworkConfig:
+def network_config(flags: argparse.Namespace) -> networks.Config:
     """The network of stage baseline or group, for the classes and images of the data set."""
-    return resnet.NetworkConfig(
-        num_residual_units=flags.num_residual_units,
+    own = {} if flags.network != "wrn" else {"num_residual_units": flags.num_residual_units}
+    return networks.config_class(flags.network)(
+        **own,
         k=flags.k,
         groups=flags.ngroups,
         dropout_keep_prob=flags.dropout_keep_prob,
@@ -358,15 +361,22 @@ def network_config(flags: argparse.Namespace) -> resnet.NetworkConfig:
     )
 
 
+def _fill(groups: Sequence[int] | None, number: int) -> tuple[int, ...] | None:
+    """Groups for a network in which `number` levels can be split, maybe more than were named."""
+    return groups and (1,) * (number - len(groups)) + tuple(groups)
+
+
 def _check_network(path, config, flags, groups=True, also=()) -> None:
     """Raise ValueError where a checkpoint's network is not the one that the flags ask for."""
-    wanted = {name: getattr(flags, name) for name in ("num_residual_units", "k", *also)}
-    if groups:
-        wanted["groups"] = flags.ngroups
+    wanted = {"network": flags.network}
+    if flags.network in (None, config.network):
+        wanted = {name: getattr(flags, name) for name in ("num_residual_units", "k", *also)}
+        if groups:
+            wanted["groups"] = _fill(flags.ngroups, len(config.groups))
     differing = [
-        f"{name} is {getattr(config, name)}, not {value}"
+        f"{name} is {getattr(config, name, 'not one of its settings')}, not {value}"
         for name, value in wanted.items()
-        if value is not None and getattr(config, name) != value
+        if value is not None and getattr(config, name, None) != value
     ]
     if differing:
         raise ValueError(
@@ -457,7 +467,7 @@ def starting_point(flags: argparse.Namespace, run: rundir.Run, run_info: dict):
             )
         return net, None, run_info | _origin(description, run_info)
     print(f"starting from new weights, seed {flags.seed}")
-    net = resnet.ResNet(network_config(flags), flags.seed)
+    net = resnet.make(network_config(flags), seed=flags.seed)
     return net, None, run_info | {"basemodel_sha256": ""}
 
 
@@ -521,7 +531,7 @@ def _changed_flags(config: dict, flags: argparse.Namespace, besides=()) -> list[
         *besides,
         "train_dir", "data_dir", "basemodel", "checkpoint", "preset", "keep", "display",
         "val_interval", "checkpoint_interval", "group_summary_interval",
-        "ngroups1", "ngroups2", "ngroups3",  # `ngroups` is all of them
+        *(f"ngroups{s}" for s in range(1, 6)),  # `ngroups` is all of them
         "groups",  # a file: its groups themselves are compared
     )  # fmt: skip
     # What was left out in stage split, None, is the base network's.
@@ -531,13 +541,17 @@ def _changed_flags(config: dict, flags: argparse.Namespace, besides=()) -> list[
         for name, attribute in [("k", "k"), ("num_residual_units",) * 2, ("ngroups", "groups")]
         if attribute in network
     }
+    before = {"network": "wrn"} | before  # which is older than other networks without one
+    now = vars(flags) | {"ngroups": _fill(flags.ngroups, len(before.get("ngroups") or ()))}
     changes = [
         (name, before[name], value)
-        for name, value in json.loads(json.dumps(vars(flags))).items()
+        for name, value in json.loads(json.dumps(now)).items()
         if name not in same_numbers and name in before and value not in (None, before[name])
     ]
     return [
-        "--ngroups3-2-1 {} -> {}".format(*map(grouping.format_groups, values))
+        f"{networks.groups_flags(len(values[0]))} {{}} -> {{}}".format(
+            *map(grouping.format_groups, values)
+        )
         if name == "ngroups"
         else "--{} {} -> {}".format(name, *values)
         for name, *values in changes

@@ -1,6 +1,6 @@
 """Train one of the three stages of SplitNet (Algorithm 1 of the paper).
 
-    baseline   a Wide ResNet, nothing split
+    baseline   a Wide ResNet, or another --network, nothing split
     group      weights and group assignments together; eq. (1) with the regularizers of eq. (2)
     split      cut the grouped network (--basemodel) into its tree and finetune that
 
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
 import cifar100
-import grouping
+import networks
 import utils
 from parallel import devices
 
@@ -38,14 +38,21 @@ def _flag_table() -> list[tuple]:
         ("data_dir", utils.path, "data/cifar100", STAGES,
          "the folder in which download_cifar100.py put the data"),
         ("batch_size", count, 90, STAGES, "number of images in a step"),
+        ("network", str, "wrn", STAGES,
+         f"the network: {', '.join(networks.NETWORKS)}; in split the base's"),
         ("num_residual_units", count, 2, STAGES,
-         "residual blocks in each of the three stages (2: WRN-16); in split the base's"),
-        ("k", utils.factor, 8, STAGES, "widening factor; in split the base's"),
+         "residual blocks in each of the three stages of a wrn (2: WRN-16); in split the base's"),
+        ("k", utils.factor, 8, STAGES,
+         "widening factor; resnet18's is 2 and alexnet's 1 by default; in split the base's"),
         ("ngroups1", count, 1, ("group", "split"),
-         "number of groups of the classifier (1: not split); in split all three are the base's, "
-         "unless one is given"),
-        ("ngroups2", count, 1, ("group", "split"), "number of groups of unit_3, likewise"),
-        ("ngroups3", count, 1, ("group", "split"), "number of groups of unit_2, likewise"),
+         "number of groups of the classifier (1: not split); in split all are the base's, unless "
+         "one is given"),
+        ("ngroups2", count, 1, ("group", "split"),
+         "number of groups of unit_3 (resnet18: conv5, alexnet: fc7), likewise"),
+        ("ngroups3", count, 1, ("group", "split"),
+         "number of groups of unit_2 (resnet18: conv4, alexnet: fc6), likewise"),
+        ("ngroups4", count, 1, ("group", "split"), "number of groups of alexnet's conv5, likewise"),
+        ("ngroups5", count, 1, ("group", "split"), "number of groups of alexnet's conv4, likewise"),
         ("groups", utils.path, "", ("split",),
          "JSON file of class groups to cut a baseline into (experiments/variants.py makes some)"),
         ("equal_groups", utils.boolean, False, ("split",),
@@ -131,8 +138,8 @@ def _epochs(text: str) -> list[float]:
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Flags of a run, checked against each other; `ngroups` is (unit_2, unit_3, logits).
 
-    A mistake ends the program with one line. In stage split, `k`, `num_residual_units` and
-    `ngroups` are None where they were not given: the cut network's hold.
+    A mistake ends the program with one line. In stage split, `network`, `k`, `num_residual_units`
+    and `ngroups` are None where they were not given: the cut network's hold.
     """
     table = _flag_table()
     parser = utils.FlagParser(__doc__, needed=("stage", "train_dir"))
@@ -171,31 +178,62 @@ def _check_flags(parser: utils.FlagParser, flags: argparse.Namespace, given: set
     _check_schedule(parser, flags, given)
     if flags.nesterov and not flags.momentum:
         parser.error("--nesterov is a kind of momentum, and --momentum is 0: leave one of them out")
-    flags.ngroups = (flags.ngroups3, flags.ngroups2, flags.ngroups1)
-    shown = grouping.format_groups(flags.ngroups)
-    if flags.groups and max(flags.ngroups) == 1:
+    _check_network(parser, flags, given)
+    if flags.groups and max(flags.ngroups or (1,)) == 1:
         parser.error(f"--groups {flags.groups} needs their numbers: set --ngroups1 to 2 or more")
     if flags.stage == "split":
         if flags.equal_groups and flags.groups:
             parser.error("--equal_groups and --groups exclude each other: leave one of them out")
         if not flags.basemodel and not flags.checkpoint:
             parser.error("stage split cuts a grouped network: name its run with --basemodel")
-        if not given & {"ngroups1", "ngroups2", "ngroups3"}:
-            flags.ngroups = None
-        for name in {"k", "num_residual_units"} - given:
-            setattr(flags, name, None)
     elif flags.stage == "group" and max(flags.ngroups) == 1:
         parser.error(
-            f"stage group needs groups, but --ngroups3-2-1 are {shown}: set --ngroups1 to 2 or "
-            "more, or use --stage baseline"
+            f"stage group needs groups, but {networks.groups_flags(len(flags.ngroups))} are "
+            f"{networks.format_groups(flags.ngroups)}: set --ngroups1 to 2 or more, or use --stage "
+            "baseline"
         )
+
+
+def _check_network(parser: utils.FlagParser, flags: argparse.Namespace, given: set[str]) -> None:
+    """Contradictions between the flags of the network; sets `flags.ngroups`."""
+    if flags.network not in networks.NETWORKS:
+        known = ", ".join(networks.NETWORKS)
+        parser.error(f"--network must be one of {known}, got {flags.network!r}")
+    kind = networks.config_class(flags.network)
+    named = [s for s in range(1, 6) if f"ngroups{s}" in given]
+    of_base = flags.stage == "split" and "network" not in given
+    number = max([3, *named]) if of_base else len(kind.groups)
+    if named and max(named) > number:
+        parser.error(
+            f"--ngroups{max(named)} is of a network that can be split in so many levels, and "
+            f"{flags.network} can in {number}: leave it out, or give --network alexnet"
+        )
+    flags.ngroups = tuple(getattr(flags, f"ngroups{s}") for s in range(number, 0, -1))
+    if not hasattr(kind, "num_residual_units"):
+        if flags.num_residual_units != networks.NetworkConfig.num_residual_units:  # group.sh's own
+            parser.error(
+                f"--num_residual_units is for --network wrn, not {flags.network}: leave it out"
+            )
+        flags.num_residual_units = None
+    if "k" not in given:
+        flags.k = kind.k
+    settings = {name: getattr(flags, name) for name in ("k", "num_residual_units")}
+    settings["groups"] = flags.ngroups
+    if flags.stage == "split":
+        if not named:
+            flags.ngroups = None
+        for name in {"network", "k", "num_residual_units"} - given:
+            setattr(flags, name, None)
     try:
-        settings = {name: getattr(flags, name) for name in ("k", "num_residual_units")}
-        settings["groups"] = flags.ngroups
-        settings |= cifar100.network_settings(flags.data_dir)
-        grouping.NetworkConfig(**{name: v for name, v in settings.items() if v is not None})
+        if of_base:  # of which nothing is known yet
+            names = [f"--ngroups{s}" for s in range(number, 0, -1)]
+            networks.check_nesting(settings["groups"], names)
+        else:
+            settings |= cifar100.network_settings(flags.data_dir)
+            kind(**{name: v for name, v in settings.items() if v is not None})
     except ValueError as error:
-        levels = " [--ngroups3 is unit_2, --ngroups2 unit_3, --ngroups1 logits]"
+        flags_of = [f"--ngroups{number - i} is {n}" for i, n in enumerate(kind.levels[-number:])]
+        levels = f" [{', '.join(flags_of)}]"
         parser.error(f"{error}{levels if str(error).startswith('groups') else ''}")
 
 

@@ -105,7 +105,7 @@ def parts(net, metadata: dict) -> dict[str, Model]:
         return [graph.nhwc(part) for part in graph.fork(net, x)]
 
     models = {"trunk": Model(images_of(net), names, split_trunk, draw_trunk, metadata)}
-    side = net.config.image_size >> (net.last_level - 1)
+    side = net.config.resolution(net.last_level)
     for number, (branch, channels) in enumerate(zip(net.branches, net.fork_sizes, strict=True)):
         leaves = list(branch.leaves())
         order = np.argsort(np.concatenate([leaf.classes for leaf in leaves]))

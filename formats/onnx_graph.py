@@ -46,11 +46,14 @@ class OnnxGraph:
         floor = self.constant(1 / size)
         return self.add("Div", x, self.add("Max", deviation, floor))
 
-    def conv(self, x: str, layer, outputs=slice(None)) -> str:
-        """A `resnet.Conv`, of its listed outputs alone; SAME padding as TensorFlow has it."""
+    def conv(self, x: str, layer, outputs=slice(None), side=0, pads=None) -> str:
+        """A `resnet.Conv`, of its listed outputs alone; SAME padding as TensorFlow has it.
+
+        `side` is that of the inputs, where it is no multiple of the stride.
+        """
         kernel = np.asarray(layer.kernel)[..., outputs].transpose(3, 2, 0, 1)
-        missing = max(kernel.shape[-1] - layer.stride, 0)
-        pads = [missing // 2] * 2 + [missing - missing // 2] * 2
+        missing = max(kernel.shape[-1] - (side % layer.stride or layer.stride), 0)
+        pads = pads or [missing // 2] * 2 + [missing - missing // 2] * 2
         strides = [layer.stride] * 2
         values = [kernel] if layer.bias is None else [kernel, layer.bias[outputs]]
         return self.add("Conv", x, *map(self.constant, values), pads=pads, strides=strides)
@@ -64,8 +67,18 @@ class OnnxGraph:
     def relu(self, x: str) -> str:
         return self.add("Relu", x)
 
+    def max_pool(self, x: str, pads: list[int]) -> str:
+        """The largest of each 3x3 places, of every other."""
+        return self.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=pads)
+
+    def stem(self, branch, x: str) -> str:
+        x = self.conv(x, branch.init_conv)
+        return self.max_pool(x, pads=[0, 0, 1, 1]) if branch.config.stem[-1] else x
+
     def block(self, x: str, block, outputs=None) -> str:
         """A `resnet.Block`; of its `outputs`, a slice of the channels, alone."""
+        if not isinstance(block, resnet.Block):
+            return block.draw(self, x, outputs)
         h = self.relu(self.batch_norm(x, block.bn_1))
         y = self.relu(self.batch_norm(self.conv(h, block.conv_1), block.bn_2))
         y = self.conv(y, block.conv_2, outputs or slice(None))
@@ -79,8 +92,8 @@ class OnnxGraph:
         return self.add("Slice", x, *ends)
 
     def features(self, branch, x: str, outputs=None) -> str:
-        if branch.first_level == 1:
-            x = self.conv(x, branch.init_conv)
+        if branch.first_level == 1 and branch.config.stem:
+            x = self.stem(branch, x)
         for block in branch.blocks:
             x = self.block(x, block, outputs if block is branch.blocks[-1] else None)
         return x
@@ -90,7 +103,8 @@ class OnnxGraph:
         return self.add("Split", x, sizes, number=branch.num_branches, axis=1)
 
     def head(self, branch, x: str) -> str:
-        x = self.relu(self.batch_norm(x, branch.unit_last.bn))
+        if hasattr(branch, "unit_last"):
+            x = self.relu(self.batch_norm(x, branch.unit_last.bn))
         x = self.add("Flatten", self.add("GlobalAveragePool", x))
         fc = branch.logits.fc
         return self.add("Gemm", x, self.constant(fc.weights), self.constant(fc.biases))

@@ -25,7 +25,7 @@ class PlacedTree:
         ValueError: the network has no branches.
     """
 
-    def __init__(self, tree: resnet.SplitResNet, devices: Sequence[str], hybrid: bool):
+    def __init__(self, tree: resnet.Tree, devices: Sequence[str], hybrid: bool):
         if not tree.num_branches:
             raise ValueError(
                 "only a tree has branches to place: run split.sh, or --placement single"
@@ -116,7 +116,7 @@ def split_batch(images: tf.Tensor, number: int) -> list[tf.Tensor]:
 
 
 def choose(
-    net: resnet.ResNet | resnet.SplitResNet, devices: Sequence[str], alone: bool = False
+    net: resnet.Network, devices: Sequence[str], alone: bool = False
 ) -> tuple[str, list[str]]:
     """The placement and the devices that serve a network best where a person leaves it open.
 
@@ -129,7 +129,7 @@ def choose(
     Raises:
         ValueError: several devices are given to a dense network.
     """
-    is_tree = isinstance(net, resnet.SplitResNet)
+    is_tree = isinstance(net, resnet.Tree)
     if not devices and is_tree and not alone:
         gpus = gpu_names()
         devices = gpus if len(gpus) > 1 else []
@@ -141,7 +141,7 @@ def choose(
     return "branch" if len(devices) > 1 else "single", list(devices)
 
 
-def place(net: resnet.ResNet | resnet.SplitResNet, devices: Sequence[str], placement: str):
+def place(net: resnet.Network, devices: Sequence[str], placement: str):
     """Something that is called like `net` and computes the same on the given devices.
 
     Its weights are its own: what becomes of those of `net` does not reach it.

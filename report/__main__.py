@@ -155,7 +155,7 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
     stages = [os.path.join(run, name) for name in ("group", "split")]
     stages = [stage for stage in stages if os.path.isdir(stage)] or [run]
     nets = [read_network(stage, data, data_dir) for stage in stages]
-    tree = next((net for net in nets if isinstance(net, resnet.SplitResNet)), None)
+    tree = next((net for net in nets if isinstance(net, resnet.Tree)), None)
     if tree is not None:
         images, labels = cifar100.load(data_dir, "test")
         text = (
@@ -177,7 +177,7 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
                 "weights between groups gone."
             )
             yield "sharpness", "How the groups became sharp", text, figures.sharpness(records)
-        if isinstance(net, resnet.ResNet) and max(net.config.groups) > 1 and _can_be_cut(net):
+        if isinstance(net, resnet.Dense) and max(net.config.groups) > 1 and _can_be_cut(net):
             text = (
                 "Mean size of the weights that join an input (row) and an output (column): as the "
                 "layer has them, sorted by group, and after the cut (the paper's Figure 3)."
@@ -205,14 +205,14 @@ def sections(run: str, data: dict, data_dir: str) -> Iterator[tuple[str, str, st
         )
 
 
-def _can_be_cut(net: resnet.ResNet) -> bool:
+def _can_be_cut(net: resnet.Dense) -> bool:
     try:
         return bool(grouping.hard_assignments(net))
     except ValueError:
         return False
 
 
-def _group_sections(tree: resnet.SplitResNet, data: dict, images, labels):
+def _group_sections(tree: resnet.Tree, data: dict, images, labels):
     groups = [classes.tolist() for classes in resnet.class_groups(tree)]
     if data["superclass_names"]:
         words = _agreement(groups, data["superclass_of_class"])

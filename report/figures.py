@@ -168,7 +168,7 @@ def samples(groups: Sequence[Sequence[int]], images, labels, data: dict, per_gro
 # ---------------------------------------------------------------- the weights
 
 
-def weights(net: resnet.ResNet, layers: int = 4) -> Figure:
+def weights(net: resnet.Dense, layers: int = 4) -> Figure:
     """Split layers' weights: as they lie, sorted by group, and after the cut (Figure 3)."""
     groups = grouping.merged_assignments(net.config, grouping.hard_assignments(net))
     inside = grouping.squares_inside(net)
@@ -196,7 +196,7 @@ def weights(net: resnet.ResNet, layers: int = 4) -> Figure:
 # ---------------------------------------------------------------- the tree
 
 
-def tree(net: resnet.SplitResNet, data: dict, images=None, labels=None) -> Figure:
+def tree(net: resnet.Tree, data: dict, images=None, labels=None) -> Figure:
     """The tree, every box as wide as its FLOPs; below each leaf, test images and superclasses.
 
     docs/tree.png is report/tree.png of `python -m report pretrained/deep_2-2-2`.
@@ -255,8 +255,9 @@ def _with_leaves(branch: resnet.Branch, first: int = 0) -> Iterator[tuple]:
 
 def _box(axes, branch, left, columns, top, bottom, width, colour) -> Rectangle:
     """A branch's box in the middle of its columns; its label inside or, where narrow, beside."""
-    levels = [f"unit_{level}" for level in range(branch.first_level, branch.last_level + 1)]
-    stages = ", ".join(levels + ([] if branch.num_branches else ["logits"]))
+    names = branch.config.levels
+    last = branch.last_level if branch.num_branches else len(names)
+    stages = ", ".join(names[branch.first_level - 1 : last])
     weights = resnet.count(branch)[0] - sum(resnet.count(b)[0] for b in branch.branches)
     text = "\n".join([stages, *_amounts(weights, branch.own_flops())])
     center = left + columns / 2

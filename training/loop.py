@@ -327,6 +327,7 @@ def _run(flags, data, run_info, strategy, interruption) -> int:
     kind = rundir.Run if devices.is_chief(strategy) else rundir.Follower
     with kind(flags.train_dir, flags.keep) as run:
         net, path, run_info = restore.starting_point(flags, run, run_info)
+        flags.network = net.config.network  # in stage split the base's
         trainer = Trainer(net, objective(flags), run_info, strategy, flags.jit_compile)
         if path:
             trainer.restore(path)
