@@ -360,7 +360,9 @@ class Branch(tf.Module):
     @property
     def foldable(self) -> list[tuple[Conv, BatchNorm]]:
         """Besides those of the blocks: the first block passes on its normalized input alone."""
-        return [(self.init_conv, self.unit_1_0.bn_1)] if self.first_level == 1 else []
+        has_stem = self.first_level == 1 and self.config.stem
+        pooled = has_stem and self.config.stem[-1]  # in between
+        return [(self.init_conv, self.blocks[0].bn_1)] if has_stem and not pooled else []
 
     def stage(self, level: int) -> list[Block]:
         """The blocks of unit_1, unit_2 or unit_3, in order."""
