@@ -780,6 +780,8 @@ def main(argv: Sequence[str]) -> int:
         make(flags, found)
         say(f"look at {os.path.join(flags.dataset_path, SHEET)}")
     else:
+        with contextlib.suppress(OSError):  # empty: of a run that was killed at its very end
+            os.rmdir(os.path.join(flags.dataset_path, MAKING))
         say("nothing to do: the pictures are unchanged")
     say(f"{flags.dataset_path} is complete: {dataset_name(flags.dataset_path)}")
     return 0

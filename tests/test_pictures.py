@@ -392,6 +392,11 @@ def test_what_a_killed_run_left_goes(folder):
     (folder.parent / "refused" / ".lock").touch()
     (folder / "ant" / "0.png").write_bytes(b"half")
     refused(folder, says="0.png")
+    picture().save(folder / "ant" / "0.png")
+    data_dir, _ = made(folder)
+    left = sorted(os.listdir(data_dir))
+    os.mkdir(os.path.join(data_dir, make_dataset.MAKING))  # it was killed when all was there
+    assert "nothing to do" in made(folder)[1] and sorted(os.listdir(data_dir)) == left
 
 
 def test_ilsvrc_as_it_comes(tmp_path):
