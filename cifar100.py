@@ -135,22 +135,16 @@ def load(data_dir: str, split: str) -> tuple[np.ndarray | pictures.Pictures, np.
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     description = describe(data_dir)
     expected, mend = description["counts"].get(split), remedy(data_dir, description)
+    num_classes = len(description["class_names"])
     if description["kind"] == "files":
-        import pictures  # Pillow, which arrays do not need
+        import pictures  # needs Pillow, which arrays do not
 
-        return pictures.load(data_dir, description, split)
-    path = os.path.join(data_dir, f"{split}.npz")
-    arrays = read_arrays(path, mend)
-    if not {"images", "labels"} <= arrays.keys():
-        raise ValueError(f"{path} lacks images or labels: {mend}")
-    images, labels = arrays["images"], arrays["labels"]
-    size, num_classes = description["image_size"], len(description["class_names"])
-    shape = (len(labels), size, size, 3)
-    if images.dtype != np.uint8 or images.shape != shape or labels.ndim != 1:
-        raise ValueError(
-            f"{path}: expected images uint8 {shape} and labels [N], got {images.dtype} "
-            f"{images.shape} and labels {labels.dtype} {labels.shape}: {mend}"
-        )
+        path = os.path.join(data_dir, pictures.LISTING)
+        images = pictures.Pictures(read_arrays(path, mend), split, data_dir, description, mend)
+        labels = images.labels
+    else:
+        path = os.path.join(data_dir, f"{split}.npz")
+        images, labels = _check_arrays(read_arrays(path, mend), description, path, mend)
     if not len(labels):
         raise ValueError(f"{path} holds no images: {mend}")
     if not np.issubdtype(labels.dtype, np.integer):
@@ -163,6 +157,21 @@ def load(data_dir: str, split: str) -> tuple[np.ndarray | pictures.Pictures, np.
     if len(labels) != expected:
         raise ValueError(f"{path}: {expected} images expected, {len(labels)} found: {mend}")
     return images, labels.astype(np.int32)
+
+
+def _check_arrays(arrays: dict[str, np.ndarray], description: dict, path: str, mend: str):
+    """`images` and `labels` of a file, of the data set's size."""
+    if not {"images", "labels"} <= arrays.keys():
+        raise ValueError(f"{path} lacks images or labels: {mend}")
+    images, labels = arrays["images"], arrays["labels"]
+    size = description["image_size"]
+    shape = (len(labels), size, size, 3) if labels.ndim else None
+    if images.dtype != np.uint8 or images.shape != shape or labels.ndim != 1:
+        raise ValueError(
+            f"{path}: expected images uint8 {shape} and labels [N], got {images.dtype} "
+            f"{images.shape} and labels {labels.dtype} {labels.shape}: {mend}"
+        )
+    return images, labels
 
 
 def save(data_dir: str, split: str, images: np.ndarray, labels: np.ndarray) -> None:
@@ -245,7 +254,7 @@ def training_batches(
 
     Args:
         share: `(n, of)`, for a worker that computes the n-th (from 0) of so many equal parts of
-            every batch: its images alone are read.
+            every batch: of files, its own are read alone.
 
     Raises:
         ValueError: a batch would hold more images than there are.
@@ -260,16 +269,37 @@ def training_batches(
     own = slice(share[0] * size, (share[0] + 1) * size)
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
     if not isinstance(images, np.ndarray):
-        return _as_written(images.training_batches(steps, labels, batch_size, seed, own))
+        return _as_written(_batches_of_files(images, labels, steps, batch_size, seed, own))
     images, labels = tf.constant(images), tf.constant(labels)
 
     @tf.autograph.experimental.do_not_convert  # it has no control flow (so below)
     def batch(step):
-        indices = batch_indices(step, batch_size, num_images, seed)[own]
-        draws = draw(seed, step, SHIFT_DRAWS, batch_size)[:, own]
-        return standardize(shift(tf.gather(images, indices), draws)), tf.gather(labels, indices)
+        indices = batch_indices(step, batch_size, num_images, seed)
+        pictures = standardize(augment(tf.gather(images, indices), seed, step))
+        return pictures[own], tf.gather(labels, indices)[own]
 
     return _as_written(steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4))
+
+
+def _batches_of_files(
+    images: pictures.Pictures, labels: np.ndarray, steps, batch_size: int, seed: int, own: slice
+) -> tf.data.Dataset:
+    """`training_batches` of pictures that are read one by one, of each batch the part `own`."""
+    number, labels = len(labels), tf.constant(labels)
+
+    @tf.autograph.experimental.do_not_convert
+    def plan(step):
+        draws = draw(seed, step, images.crop_draws or SHIFT_DRAWS, batch_size)
+        return batch_indices(step, batch_size, number, seed)[own], draws[:, own]
+
+    @tf.autograph.experimental.do_not_convert
+    def finish(pictures, indices, draws):
+        if not images.crop_draws:
+            pictures = shift(pictures, draws)
+        return standardize(pictures), tf.gather(labels, indices)
+
+    batches = images.batches(steps, plan, own.stop - own.start)
+    return batches.map(finish, num_parallel_calls=2, deterministic=True).prefetch(2)
 
 
 def share_out(
@@ -290,14 +320,18 @@ def share_out(
 
 def evaluation_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
     """Every image once, in order, standardized; the last batch may be smaller."""
-    if not isinstance(images, np.ndarray):
-        return _as_written(images.evaluation_batches(labels, batch_size))
 
     @tf.autograph.experimental.do_not_convert
     def batch(pictures, targets):
         return standardize(pictures), targets
 
-    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size)
+    if isinstance(images, np.ndarray):
+        dataset = tf.data.Dataset.from_tensor_slices((images, labels))
+    else:
+        dataset = tf.data.Dataset.zip(
+            (images.in_order(), tf.data.Dataset.from_tensor_slices(labels))
+        )
+    dataset = dataset.batch(batch_size)
     return _as_written(dataset.map(batch, num_parallel_calls=2).prefetch(2))
 
 

@@ -15,6 +15,7 @@ A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import hashlib
 import http.client
@@ -40,6 +41,7 @@ from six.moves import cPickle, urllib
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 FOLDER = "cifar-100-python"  # in the archive
+PART = f"{FOLDER}.tar.gz.part"  # of a download
 MD5 = {
     "train": "16019d7e3df5f24257cddd939b257f8d",
     "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
@@ -463,6 +465,11 @@ def prepare(flags: argparse.Namespace) -> None:
     folder = Path(flags.dataset_path)
     name = "synthetic" if flags.synthetic else "cifar100"
     split, damaged = read_split(folder), []
+    with contextlib.suppress(ValueError):
+        if cifar100.is_own(cifar100.describe(folder)):
+            raise OSError(
+                f"{folder} holds a data set that make_dataset.py made: name another --dataset_path"
+            )
     if split:
         if (split["dataset"], split["seed"]) != (name, flags.seed):
             flag = "--synthetic" if split["dataset"] == "synthetic" else "no --synthetic"
@@ -472,10 +479,10 @@ def prepare(flags: argparse.Namespace) -> None:
             )
         damaged = damaged_files(folder, split)
         if not damaged:
+            _remove_download(folder, flags)  # where one was killed right before it did
             say(f"{folder} is complete: {name}, seed {flags.seed}, verified; nothing to do")
             return
         say(f"{folder}: {', '.join(damaged)} missing or damaged; writing again")
-    part = folder / f"{FOLDER}.tar.gz.part"
     with utils.lock_folder(folder):
         if flags.synthetic:
             say("drawing synthetic images (results on them are not results on CIFAR-100)")
@@ -487,11 +494,17 @@ def prepare(flags: argparse.Namespace) -> None:
             say(f"reading {flags.archive}")
             dataset = read_archive(Path(flags.archive))
         else:
-            dataset = _read_url(flags.url, part)
+            dataset = _read_url(flags.url, folder / PART)
         write_split(folder, dataset, flags.seed)
-        if not flags.synthetic:
-            part.unlink(missing_ok=True)  # 169 MB that nothing needs any more
+        _remove_download(folder, flags)
     say(f"{folder} is complete: {name}, seed {flags.seed}")
+
+
+def _remove_download(folder: Path, flags: argparse.Namespace) -> None:
+    """169 MB that nothing needs any more, unless what is there is drawn."""
+    if not flags.synthetic:
+        with contextlib.suppress(OSError):
+            (folder / PART).unlink()
 
 
 def _read_url(url: str, part: Path) -> Dataset:

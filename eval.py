@@ -155,6 +155,9 @@ def main(argv: Sequence[str]) -> int | None:
         placement, placed_on = tree.choose(net, placed_on, alone=flags.jit_compile)
         if len(placed_on) > 1:
             print(f"placement {placement} on {', '.join(placed_on)}")
+    slow = rundir.slow_precision(flags.precision, [*placed_on, devices.default_device()][0])
+    if slow and not flags.cluster:  # whose machines may have other processors
+        print(slow)
     with cluster.Watch(flags.cluster):
         try:
             placed = tree.place(net, placed_on, placement)

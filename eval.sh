@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # Evaluate a checkpoint on the 10,000 test images: split.sh's tree, or another with --checkpoint.
 # Edit the flags here; flags on the command line override them.
-[ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
+[ -n "${BASH_VERSION:-}" ] || {
+    echo "${0##*/}: error: use bash: bash $0" >&2
+    # shellcheck disable=SC2317 # to exit would close the terminal of a zsh that was told to read it
+    return 2 2>/dev/null || exit 2
+}
 set -euo pipefail
 # The checkout: where this file is, or where its copy, which batch systems run, was submitted.
 SCRIPT=$(command readlink -f "${BASH_SOURCE[0]-}" 2>/dev/null || echo "$0") # old macOS has no -f

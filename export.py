@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 
@@ -135,23 +134,6 @@ def check_output(path: str, overwrite: bool) -> None:
         raise ValueError(f"{path} exists: name another --output, or give --overwrite")
 
 
-def put_in_place(part: str, path: str) -> None:
-    """Give what was written its name, and remove what had it before."""
-    old = f"{part}.old"
-    with utils.writing(path):
-        if os.path.exists(path) and (os.path.isdir(path) or os.path.isdir(part)):
-            os.replace(path, old)  # a file replaces a file at once, a folder cannot
-        os.replace(part, path)
-    remove(old)
-
-
-def remove(path: str) -> None:
-    """A file or a folder, if it is there."""
-    shutil.rmtree(path, ignore_errors=True)
-    if os.path.exists(path):
-        os.remove(path)
-
-
 def size_of(path: str) -> int:
     """Bytes of a file, or of all files below a folder."""
     files = [os.path.join(folder, file) for folder, _, names in os.walk(path) for file in names]
@@ -180,9 +162,8 @@ def main(argv: Sequence[str]) -> int:
         models = {"": one_branch(net, flags.branch, metadata)}
     else:
         models = {"": whole(net, metadata)}
-    part = f"{flags.output}.{os.getpid()}.part"
     lines = []
-    try:
+    with utils.replacing(flags.output) as part:
         for name, model in models.items():
             target = os.path.join(part, name) if name else part
             with utils.writing(flags.output):
@@ -190,9 +171,6 @@ def main(argv: Sequence[str]) -> int:
             words = export(model, target, flags)
             shown = os.path.join(flags.output, name) if name else flags.output
             lines.append(f"written: {shown}, {size_of(target) / 2**20:.2f} MiB; {words}")
-        put_in_place(part, flags.output)
-    finally:
-        remove(part)
     print("\n".join(lines))
     return 0
 

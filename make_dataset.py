@@ -32,12 +32,12 @@ import utils  # first: it says in one line which package is missing
 import cifar100
 import pictures
 import rundir
+from pictures import PARTS
 from utils import say
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-PARTS = ("train", "val", "test")
 SYNSET = re.compile(r"n\d{8}")  # a class's folder in ILSVRC 2012
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"  # in its development kit
 SYNSET_WORDS = ("synset_words.txt", "LOC_synset_mapping.txt")  # lists of names that come with it
@@ -61,6 +61,10 @@ class Found:
         self.names: dict[str, str] = {}  # of a class, where it is not what `parts` call it
         self.passed: Counter = Counter()
         self.centre = 1.0
+
+    @property
+    def class_names(self) -> list[str]:
+        return [self.names.get(name, name) for name in self.classes]
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -159,7 +163,7 @@ def _folders(path: str, passed: Counter) -> list[str]:
     for entry in entries:
         if pictures.is_hidden(entry.name):
             passed["hidden"] += 1
-        elif entry.is_dir():
+        elif os.path.isdir(entry.path):
             folders.append(entry.name)
         else:
             passed["beside the classes' folders"] += 1
@@ -218,74 +222,63 @@ def _read_ilsvrc(found: Found, path: dict[str, str]) -> None:
     """ILSVRC 2012: its val is the test set, and validation a part of train."""
     found.centre = ILSVRC_CENTRE
     found.parts["train"] = _read_classes(found, path["train"], True)
-    devkits = [
-        folder
-        for folder, _, files in os.walk(found.source)
-        if GROUND_TRUTH in files and not folder.startswith(path["train"] + os.sep)
-    ] if _has_other_folders(found.source) else []  # fmt: skip
-    found.names = _synset_names(found, devkits)
+    devkit = _find_devkit(found.source)
+    synsets = _read_synsets(os.path.join(devkit, "meta.mat")) if devkit else []
+    _name_synsets(found, {synset: words for _, synset, words in synsets})
     if not os.path.isdir(path["val"]):
         return
     if any(map(SYNSET.fullmatch, _folders(path["val"], Counter()))):
         found.parts["test"] = _read_classes(found, path["val"], False)
         return
-    if not devkits:
+    if not devkit:
         raise ValueError(
             f"{path['val']} is not sorted into folders, and {GROUND_TRUTH} is not in "
             f"{found.source}: put the development kit there (ILSVRC2012_devkit_t12)"
         )
-    synset_of, truth = _read_devkit(devkits[0])
-    members = []
+    synset_of = {number: synset for number, synset, _ in synsets}
+    truth = [synset_of.get(line.strip()) for line in _lines(os.path.join(devkit, GROUND_TRUTH))]
+    found.parts["test"] = []
     for file in pictures.find(path["val"], found.passed):
         number = re.search(r"_(\d{8})\.", os.path.basename(file))
         if not number or not 1 <= int(number[1]) <= len(truth):
-            raise ValueError(f"{file} is none of the {len(truth)} pictures of {GROUND_TRUTH}")
-        name = synset_of.get(truth[int(number[1]) - 1])
+            raise ValueError(f"{file} is none of the pictures of {GROUND_TRUTH}")
+        name = truth[int(number[1]) - 1]
         if name not in found.classes:
             raise ValueError(f"{file} is of the class {name}, which train lacks")
-        members.append((os.path.relpath(file, found.source), name))
-    found.parts["test"] = members
+        found.parts["test"].append((os.path.relpath(file, found.source), name))
 
 
-def _has_other_folders(root: str) -> bool:
-    return bool(set(_folders(root, Counter())) - set(PARTS)) or os.path.exists(
-        os.path.join(root, GROUND_TRUTH)
-    )
+def _find_devkit(source: str) -> str:
+    """The folder of ILSVRC's development kit that says what is in val; empty without one."""
+    if os.path.exists(os.path.join(source, GROUND_TRUTH)):
+        return source
+    for name in set(_folders(source, Counter())) - set(PARTS):
+        for folder, _, files in os.walk(os.path.join(source, name)):
+            if GROUND_TRUTH in files:
+                return folder
+    return ""
 
 
-def _read_devkit(folder: str) -> tuple[dict[int, str], list[int]]:
-    """Synset of each ILSVRC2012_ID, and the IDs of the pictures of val."""
+def _read_synsets(path: str) -> list[tuple[str, str, str]]:
+    """ILSVRC2012_ID, synset and words of each class, from the development kit's meta.mat."""
     from scipy.io import loadmat
 
-    meta, truth = os.path.join(folder, "meta.mat"), os.path.join(folder, GROUND_TRUTH)
     try:
-        synsets = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
-        synset_of = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
-        with open(truth, encoding="utf-8-sig") as file:
-            return synset_of, [int(word) for word in file.read().split()]
-    except Exception as error:  # a damaged .mat raises a dozen kinds
-        raise ValueError(f"{meta} or {GROUND_TRUTH} beside it cannot be read: {error}") from None
+        synsets = np.atleast_1d(loadmat(path, squeeze_me=True)["synsets"])
+        return [tuple(str(s[n]) for n in ("ILSVRC2012_ID", "WNID", "words")) for s in synsets]
+    except Exception as error:  # a damaged one raises a dozen kinds
+        raise ValueError(f"{path} cannot be read: {error}") from None
 
 
-def _synset_names(found: Found, devkits: Sequence[str]) -> dict[str, str]:
-    """A name for each synset, where a list of them is there."""
-    names: dict[str, str] = {}
-    for folder in (*devkits, found.source):
-        for file in SYNSET_WORDS:
-            with contextlib.suppress(OSError):
-                for line in _lines(os.path.join(folder, file)):
-                    synset, _, words = line.partition(" ")
-                    names.setdefault(synset, words.split(",")[0].strip())
-    for folder in devkits if not names else ():
-        from scipy.io import loadmat
-
-        with contextlib.suppress(Exception):  # `_read_devkit` says what is wrong, if it is needed
-            meta = loadmat(os.path.join(folder, "meta.mat"), squeeze_me=True)["synsets"]
-            for s in np.atleast_1d(meta):
-                names[str(s["WNID"])] = str(s["words"]).split(",")[0].strip()
-    names = {synset: names[synset] for synset in found.classes if names.get(synset)}
+def _name_synsets(found: Found, words_of: dict[str, str]) -> None:
+    """Name each synset by its first word in the development kit, or in a list that is there."""
+    for file in SYNSET_WORDS:
+        with contextlib.suppress(OSError):
+            lines = _lines(os.path.join(found.source, file))
+            words_of |= {line.partition(" ")[0]: line.partition(" ")[2] for line in lines}
+    names = {s: words_of.get(s, "").split(",")[0].strip() or s for s in found.classes}
     often = Counter(names.values())  # two are called crane
-    return {s: f"{name} ({s})" if often[name] > 1 else name for s, name in names.items()}
+    found.names = {s: f"{name} ({s})" if often[name] > 1 else name for s, name in names.items()}
 
 
 def _lines(path: str) -> list[str]:
@@ -443,7 +436,7 @@ def divide(labels: np.ndarray, splits: np.ndarray, shares: dict[str, float], see
 
     A class gives at least one picture to the test, and to validation where it has three.
     """
-    train = cifar100.SPLITS.index("train")
+    train = PARTS.index("train")
     keys = np.random.PCG64(seed).random_raw(len(labels))  # NumPy promises never to change them
     for label in range(labels.max() + 1):
         members = np.flatnonzero((labels == label) & (splits == train))
@@ -451,13 +444,13 @@ def divide(labels: np.ndarray, splits: np.ndarray, shares: dict[str, float], see
         wanted = {part: max(round(len(members) * share), 1) for part, share in shares.items()}
         for part, number in sorted(wanted.items()):  # test, val
             number = min(number, len(members) - 1)
-            splits[members[:number]] = cifar100.SPLITS.index(part)
+            splits[members[:number]] = PARTS.index(part)
             members = members[number:]
 
 
 def check_numbers(labels: np.ndarray, splits: np.ndarray, class_names: Sequence[str]) -> None:
     """Raise ValueError where a class has too few pictures, before or after the division."""
-    train = splits == cifar100.SPLITS.index("train")
+    train = splits == PARTS.index("train")
     trained = np.bincount(labels[train], minlength=len(class_names))
     every = np.bincount(labels, minlength=len(class_names))
     for name, of_train, number in zip(class_names, trained, every, strict=True):
@@ -479,16 +472,11 @@ def make(flags: argparse.Namespace, found: Found) -> dict:
     Raises:
         ValueError: pictures cannot be read, or classes are too small.
     """
-    class_names = [found.names.get(name, name) for name in found.classes]
+    class_names = found.class_names
     superclasses = [], []
     if flags.superclasses:
         superclasses = read_superclasses(flags.superclasses, class_names)
-    paths = [path for part in PARTS for path, _ in found.parts.get(part, [])]
-    number_of = {name: number for number, name in enumerate(found.classes)}
-    labels = [number_of[name] for part in PARTS for _, name in found.parts.get(part, [])]
-    numbers = [len(found.parts.get(part, [])) for part in PARTS]
-    labels = np.array(labels, np.int32)
-    splits = np.repeat([cifar100.SPLITS.index(part) for part in PARTS], numbers).astype(np.uint8)
+    paths, labels, splits = _in_order(found)
     check_numbers(labels, splits, class_names)
     size, centre = flags.image_size, flags.centre or found.centre
     needed = len(paths) * size * size * 3
@@ -505,19 +493,18 @@ def make(flags: argparse.Namespace, found: Found) -> dict:
                 f"{_number(len(bad), 'picture')} cannot be read: {'; '.join(bad.values())}: mend "
                 "or remove them, or leave them out by --skip_bad"
             )
-        good = np.array([number not in bad for number in range(len(paths))], bool)
-        skipped = [path for path, is_good in zip(paths, good, strict=True) if not is_good]
-        paths = [path for path, is_good in zip(paths, good, strict=True) if is_good]
-        labels, splits = labels[good], splits[good]
-        columns = {name: column[good] for name, column in columns.items()}
-        if bad and pixels is not None:
-            pixels = pixels[good]
+        skipped = [paths[number] for number in bad]
+        if bad:
+            good = np.setdiff1d(np.arange(len(paths)), list(bad))
+            paths, labels, splits = [paths[number] for number in good], labels[good], splits[good]
+            columns = {name: column[good] for name, column in columns.items()}
+            pixels = None if pixels is None else pixels[good]
         check_numbers(labels, splits, class_names)
         shares = {"val": flags.val_share, "test": flags.test_share}
         shares = {part: share for part, share in shares.items() if not found.parts.get(part)}
         divide(labels, splits, shares, flags.seed)
         for part in PARTS:
-            if cifar100.SPLITS.index(part) not in splits:
+            if PARTS.index(part) not in splits:
                 raise ValueError(
                     f"nothing is left for {part}: add pictures, or make its share larger"
                 )
@@ -548,6 +535,15 @@ def make(flags: argparse.Namespace, found: Found) -> dict:
     return description
 
 
+def _in_order(found: Found) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Paths, labels int32 and splits uint8 (`pictures.PARTS`) of all pictures."""
+    members = [(part, *member) for part in PARTS for member in found.parts.get(part, [])]
+    number_of = {name: number for number, name in enumerate(found.classes)}
+    labels = np.array([number_of[name] for _, _, name in members], np.int32)
+    splits = np.array([PARTS.index(part) for part, _, _ in members], np.uint8)
+    return [path for _, path, _ in members], labels, splits
+
+
 def memory() -> int:
     """Bytes of memory of this machine, or of the container that this runs in."""
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
@@ -566,7 +562,8 @@ def dataset_name(folder: str) -> str:
 @contextlib.contextmanager
 def _room_for(dataset_path: str) -> Iterator[str]:
     """A folder for what is not complete, in the data set's; both go unless that gets complete."""
-    new = not os.path.exists(dataset_path)
+    # A killed run leaves the lock and what it was making.
+    new = not os.path.exists(dataset_path) or {".lock", MAKING}.issuperset(os.listdir(dataset_path))
     with utils.lock_folder(dataset_path):
         folder = os.path.join(dataset_path, MAKING)
         shutil.rmtree(folder, ignore_errors=True)
@@ -623,7 +620,12 @@ def is_complete(flags: argparse.Namespace, found: Found) -> bool:
     path = os.path.join(flags.dataset_path, "split.json")
     if not os.path.exists(path):
         return False
-    description = cifar100.describe(flags.dataset_path)
+    try:
+        description = cifar100.describe(flags.dataset_path)
+    except ValueError:
+        if flags.overwrite:
+            return False
+        raise ValueError(f"{path} is damaged: give --overwrite to make it again") from None
     if not cifar100.is_own(description):
         raise ValueError(
             f"{flags.dataset_path} holds {description['dataset']} of download_cifar100.py: name "
@@ -639,25 +641,33 @@ def is_complete(flags: argparse.Namespace, found: Found) -> bool:
     wanted |= {
         name: getattr(flags, name) for name in ("kind", "augmentation") if getattr(flags, name)
     }
-    names = [found.names.get(name, name) for name in found.classes]
-    wanted["class_names"] = names
-    if flags.superclasses and set(names) == set(description["class_names"]):
-        superclasses = read_superclasses(flags.superclasses, names)
+    wanted["class_names"] = found.class_names
+    if flags.superclasses and found.class_names == description["class_names"]:
+        superclasses = read_superclasses(flags.superclasses, found.class_names)
         wanted |= dict(zip(("superclass_names", "superclass_of_class"), superclasses, strict=True))
     for name, value in wanted.items():
         if description.get(name) != value:
             words = f"{description.get(name)}, not {value}"
             words = "differ" if isinstance(value, list) else f"is {words}"
             raise ValueError(f"{flags.dataset_path} is another data set ({name} {words}): {mend}")
-    changes = _changes(flags.dataset_path, description, found)
+    try:
+        path = os.path.join(flags.dataset_path, pictures.LISTING)
+        listing = cifar100.read_arrays(path, mend)
+    except ValueError:
+        listing = {}
+    if not pictures.is_whole(listing):
+        say(f"{path} is missing or damaged; writing again")
+        return False
+    changes = _changes(listing, description, found)
     if changes:
-        raise ValueError(f"the pictures have changed since {path} was written ({changes}): {mend}")
+        raise ValueError(
+            f"the pictures have changed since {flags.dataset_path} was made ({changes}): {mend}"
+        )
     return not _damaged(flags.dataset_path, description)
 
 
-def _changes(dataset_path: str, description: dict, found: Found) -> str:
+def _changes(listing: dict, description: dict, found: Found) -> str:
     """How the pictures differ from those that a data set was made of, in words."""
-    listing = pictures.read_listing(dataset_path, description)
     before = {pictures.path_of(listing, row): row for row in range(len(listing["ends"]))}
     number_of = {name: number for number, name in enumerate(found.classes)}
     added, changed, skipped = [], [], set(description["skipped"])
@@ -667,7 +677,7 @@ def _changes(dataset_path: str, description: dict, found: Found) -> str:
             if row is None:
                 added += [path] if path not in skipped else []
                 continue
-            split = cifar100.SPLITS[listing["splits"][row]]
+            split = PARTS[listing["splits"][row]]
             moved = part != split and (part != "train" or found.parts.get(split))
             same = not moved and listing["labels"][row] == number_of[name]
             if not (same and _is_same(os.path.join(found.source, path), listing, row)):
@@ -741,13 +751,13 @@ def show(description: dict, listing: dict, passed: Counter, bad: dict[int, str])
 
 def sheet(description: dict, listing: dict, pixels: np.ndarray | None, per_class=10) -> Image.Image:
     """A picture of training pictures, a class a row."""
-    names, side, text = description["class_names"], 64, 160
+    names, side, text = description["class_names"], 64, 220
     shown = np.unique(np.linspace(0, len(names) - 1, min(len(names), 25)).astype(int))
     image = Image.new("RGB", (text + per_class * side, len(shown) * side), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    train = listing["splits"] == cifar100.SPLITS.index("train")
+    train = listing["splits"] == PARTS.index("train")
     for row, label in enumerate(shown):
-        name = names[label][:22].encode("latin-1", "replace").decode("latin-1")
+        name = names[label][:30].encode("latin-1", "replace").decode("latin-1")
         draw.text((4, row * side + side // 2 - 8), name, "black", font)
         for place, number in enumerate(np.flatnonzero(train & (listing["labels"] == label))):
             if place == per_class:
@@ -770,7 +780,7 @@ def main(argv: Sequence[str]) -> int:
         make(flags, found)
         say(f"look at {os.path.join(flags.dataset_path, SHEET)}")
     else:
-        say(f"nothing to do: {_number(sum(map(len, found.parts.values())), 'picture')}, unchanged")
+        say("nothing to do: the pictures are unchanged")
     say(f"{flags.dataset_path} is complete: {dataset_name(flags.dataset_path)}")
     return 0
 

@@ -9,6 +9,7 @@ A set of kind `files` has a list of its pictures, LISTING, and decodes each when
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import struct
@@ -20,7 +21,6 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-import cifar100
 import rundir
 from utils import tf
 
@@ -38,11 +38,12 @@ PILLOW_RAISES = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct
 JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # what systems leave, besides hidden files
 
 LISTING = "pictures.npz"
+PARTS = ("train", "val", "test")
 # Its arrays, an entry for each picture; `names` holds the paths one after the other.
 COLUMNS = {
     "ends": np.int64,  # of its path in `names`
     "labels": np.int32,
-    "splits": np.uint8,  # its place in cifar100.SPLITS
+    "splits": np.uint8,  # its place in PARTS
     "decoders": np.uint8,
     "heights": np.int32, "widths": np.int32,
     "bytes": np.int64, "times": np.int64, "checksums": np.uint32,  # of the file, to know it again
@@ -80,7 +81,7 @@ def find(folder: str, passed: Counter, seen: set[str] | None = None) -> Iterator
     for entry in entries:
         if is_hidden(entry.name):
             passed["hidden"] += 1
-        elif entry.is_dir():
+        elif os.path.isdir(entry.path):  # also where a link leads nowhere
             yield from find(entry.path, passed, seen)
         elif entry.name.lower().endswith(tuple(ENDINGS)):
             yield entry.path
@@ -162,7 +163,7 @@ def fit(picture: Image.Image, size: int, centre: float = 1.0) -> np.ndarray:
     return np.array(fitted)
 
 
-def read_picture(path: str, size: int = cifar100.IMAGE_SIZE, centre: float = 1.0) -> np.ndarray:
+def read_picture(path: str, size: int, centre: float = 1.0) -> np.ndarray:
     """A file's picture as the network takes it (`fit`).
 
     Raises:
@@ -187,44 +188,22 @@ def path_of(listing: dict[str, np.ndarray], row: int) -> str:
     return os.fsdecode(listing["names"][start : listing["ends"][row]].tobytes())
 
 
-def read_listing(data_dir: str, description: dict) -> dict[str, np.ndarray]:
-    """The arrays COLUMNS and `names` of a data set.
-
-    Raises:
-        ValueError: it is missing or damaged; says which command makes it again.
-    """
-    path, mend = os.path.join(data_dir, LISTING), cifar100.remedy(data_dir, description)
-    listing = cifar100.read_arrays(path, mend)
-    types = {name: value.dtype for name, value in listing.items()}
-    good = types == COLUMNS | {"names": np.uint8}
-    good = good and len({value.shape for name, value in listing.items() if name != "names"}) == 1
-    if good:
-        ends, labels = listing["ends"], listing["labels"]
-        bounds = np.concatenate([[0], ends])
-        good = ends.ndim == 1 and bounds[-1] == len(listing["names"])
-        good = good and (np.diff(bounds) > 0).all()
-        good = good and ((labels >= 0) & (labels < len(description["class_names"]))).all()
-    if not good:
-        raise ValueError(f"{path} is damaged: {mend}")
-    return listing
-
-
 def rows_of(listing: dict[str, np.ndarray], split: str) -> np.ndarray:
     """Which entries of a listing a split has, in their order."""
     parts = ("train", "val") if split == "train_val" else (split,)
-    return np.flatnonzero(np.isin(listing["splits"], [cifar100.SPLITS.index(p) for p in parts]))
+    return np.flatnonzero(np.isin(listing["splits"], [PARTS.index(part) for part in parts]))
 
 
-def load(data_dir: str, description: dict, split: str) -> tuple[Pictures, np.ndarray]:
-    """The pictures of a split of kind `files`, and their labels int32 `[N]`; none is read yet."""
-    listing = read_listing(data_dir, description)
-    rows, expected = rows_of(listing, split), description["counts"].get(split)
-    if len(rows) != expected or not len(rows):
-        raise ValueError(
-            f"{os.path.join(data_dir, LISTING)}: {expected} pictures of {split} expected, "
-            f"{len(rows)} found: {cifar100.remedy(data_dir, description)}"
-        )
-    return Pictures(data_dir, description, listing, rows), listing["labels"][rows]
+def is_whole(listing: dict[str, np.ndarray]) -> bool:
+    """Whether the arrays of a listing are what they should be."""
+    types = {name: value.dtype for name, value in listing.items()}
+    if types != COLUMNS | {"names": np.uint8}:
+        return False
+    shapes = {value.shape for name, value in listing.items() if name != "names"}
+    if shapes != {(listing["ends"].size,)}:
+        return False
+    bounds = np.concatenate([[0], listing["ends"]])
+    return bool((np.diff(bounds) > 0).all() and bounds[-1] == len(listing["names"]))
 
 
 class Pictures:
@@ -232,13 +211,27 @@ class Pictures:
 
     One by its number is uint8 `[size, size, 3]`; of a slice, a list of numbers or a mask the
     result is as this is, and `np.asarray` reads all.
+
+    Attributes:
+        labels: int32 `[N]`.
+        crop_draws: random numbers that `batches` takes for a picture, if it crops them; else 0.
+
+    Raises:
+        ValueError: the listing is damaged; ends with `mend`.
     """
 
-    def __init__(self, data_dir: str, description: dict, listing: dict, rows: np.ndarray):
-        self.data_dir, self.description, self.listing = data_dir, description, listing
-        self.rows = rows
+    def __init__(self, listing: dict, split: str, data_dir: str, description: dict, mend: str):
+        if not is_whole(listing):
+            raise ValueError(f"{os.path.join(data_dir, LISTING)} is damaged: {mend}")
+        self.listing, self.rows = listing, rows_of(listing, split)
+        self.labels = listing["labels"][self.rows]
+        self.data_dir, self.source, self.mend = data_dir, description["source"], mend
         self.size, self.centre = description["image_size"], description["centre"]
-        self.shape = (len(rows), self.size, self.size, 3)
+        self.crop_draws = CROP_DRAWS if description["augmentation"] == "crop" else 0
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (len(self), self.size, self.size, 3)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -246,15 +239,16 @@ class Pictures:
     def __getitem__(self, key):
         if isinstance(key, int | np.integer):
             return self._pixels(key)
-        return Pictures(self.data_dir, self.description, self.listing, self.rows[key])
+        part = copy.copy(self)
+        part.rows, part.labels = self.rows[key], self.labels[key]
+        return part
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         pixels = [self._pixels(number) for number in range(len(self))]
         return np.array(pixels, dtype or np.uint8).reshape(self.shape)
 
     def _path(self, number: int) -> str:
-        relative = path_of(self.listing, self.rows[number])
-        return os.path.join(self.description["source"], relative)
+        return os.path.join(self.source, path_of(self.listing, self.rows[number]))
 
     def _content(self, number: int, step: int = 0) -> bytes:
         """A file's content, which must be what it was when the set was made.
@@ -264,13 +258,14 @@ class Pictures:
         """
         path, row = self._path(number), self.rows[number]
         where = f" (needed in step {step})" if step else ""
-        mend = cifar100.remedy(self.data_dir, self.description)
         try:
             content = read_file(path)
         except ValueError as error:
-            raise ValueError(f"{error}{where}: put it back, or {mend}") from None
+            raise ValueError(f"{error}{where}: put it back, or {self.mend}") from None
         if zlib.crc32(content) != self.listing["checksums"][row]:
-            raise ValueError(f"{path} has changed since {self.data_dir} was made{where}: {mend}")
+            raise ValueError(
+                f"{path} has changed since {self.data_dir} was made{where}: {self.mend}"
+            )
         return content
 
     def _pixels(self, number: int, step: int = 0) -> np.ndarray:
@@ -284,66 +279,69 @@ class Pictures:
         box = (left, top, left + width, top + height)
         return np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box), np.float32)
 
-    # batches: see the functions of the same names in cifar100.py
-
-    def training_batches(self, steps, labels, batch_size: int, seed: int, own: slice):
-        """Batches of `steps`, of each the part `own`: cropped or shifted, flipped, standardized."""
-        cropped = self.description["augmentation"] == "crop"
-        number, labels = len(labels), tf.constant(labels)
-        sizes = np.stack([self.listing[name][self.rows] for name in ("heights", "widths")])
-        sizes, decoders = tf.constant(sizes), tf.constant(self.listing["decoders"][self.rows])
+    def in_order(self) -> tf.data.Dataset:
+        """Every picture once."""
 
         @tf.autograph.experimental.do_not_convert
-        def plan(step):
-            indices = cifar100.batch_indices(step, batch_size, number, seed)[own]
-            draws = CROP_DRAWS if cropped else cifar100.SHIFT_DRAWS
-            draws = cifar100.draw(seed, step, draws, batch_size)[:, own, 0]  # (draws, b)
-            boxes = draws
-            if cropped:
-                boxes = random_boxes(tf.gather(sizes, indices, axis=1), draws)
-            return tf.fill(tf.shape(indices), step + 1), indices, tf.transpose(boxes), draws[-1]
+        def read(number):
+            return self._read(self._pixels, [number], tf.uint8)
+
+        numbers = tf.data.Dataset.range(len(self))
+        return numbers.map(read, num_parallel_calls=rundir.num_cores(), deterministic=True)
+
+    def batches(self, steps: tf.data.Dataset, plan, size: int) -> tf.data.Dataset:
+        """Batches of training steps, their pictures read on all cores.
+
+        Args:
+            steps: numbers of the steps, from 0.
+            plan: gives for a step the numbers of its pictures `[B]` and random numbers
+                `[draws, B, 1]`.
+            size: B.
+
+        Returns:
+            Pictures `[B, size, size, 3]`, float32 and flipped if they are cropped, else uint8;
+            their numbers; the random numbers.
+        """
+        sizes = tf.constant([self.listing[name][self.rows] for name in ("heights", "widths")])
+        decoders = tf.constant(self.listing["decoders"][self.rows])
 
         @tf.autograph.experimental.do_not_convert
-        def read(step, index, box, flip):
-            if not cropped:
-                return self._read(self._pixels, [index, step], tf.uint8), index, box
-            content = tf.numpy_function(self._content, [index, step], tf.string)
+        def of_step(step):
+            numbers, draws = plan(step)
+            boxes = tf.zeros([4, size], tf.int32)
+            if self.crop_draws:
+                boxes = random_boxes(tf.gather(sizes, numbers, axis=1), draws[..., 0])
+            return (
+                tf.repeat(step + 1, size),
+                numbers,
+                tf.transpose(boxes),
+                tf.transpose(draws[..., 0]),
+            )
+
+        @tf.autograph.experimental.do_not_convert
+        def read(step, number, box, draws):
+            if not self.crop_draws:
+                return self._read(self._pixels, [number, step], tf.uint8), number, draws
+            content = tf.numpy_function(self._content, [number, step], tf.string)
             picture = tf.switch_case(
-                tf.cast(decoders[index], tf.int32),
+                tf.cast(decoders[number], tf.int32),
                 [
-                    lambda: self._read(self._crop, [content, index, box], tf.float32),
+                    lambda: self._read(self._crop, [content, number, box], tf.float32),
                     lambda: self._shrink(_jpeg_crop(content, box, self.size)),
                     lambda: self._shrink(_cut(tf.io.decode_png(content, channels=3), box)),
                 ],
             )
-            return tf.cond(flip < 0.5, lambda: picture, lambda: picture[:, ::-1]), index, box
+            flipped = tf.cond(draws[-1] < 0.5, lambda: picture, lambda: picture[:, ::-1])
+            return flipped, number, draws
 
         @tf.autograph.experimental.do_not_convert
-        def finish(pictures, indices, draws):
-            if not cropped:
-                pictures = cifar100.shift(pictures, tf.transpose(draws)[..., None])
-            return cifar100.standardize(pictures), tf.gather(labels, indices)
+        def together(pictures, numbers, draws):
+            return pictures, numbers, tf.transpose(draws)[..., None]
 
-        batches = steps.map(plan, num_parallel_calls=2, deterministic=True).unbatch()
-        batches = batches.map(read, num_parallel_calls=rundir.num_cores(), deterministic=True)
-        batches = batches.batch(own.stop - own.start, drop_remainder=True)
-        return batches.map(finish, num_parallel_calls=2, deterministic=True).prefetch(2)
-
-    def evaluation_batches(self, labels, batch_size: int):
-        """Every picture once, in order, standardized."""
-        labels = tf.constant(labels)
-
-        @tf.autograph.experimental.do_not_convert
-        def read(index):
-            return self._read(self._pixels, [index], tf.uint8), labels[index]
-
-        @tf.autograph.experimental.do_not_convert
-        def finish(pictures, targets):
-            return cifar100.standardize(pictures), targets
-
-        pictures = tf.data.Dataset.range(len(self))
-        pictures = pictures.map(read, num_parallel_calls=rundir.num_cores(), deterministic=True)
-        return pictures.batch(batch_size).map(finish, num_parallel_calls=2).prefetch(2)
+        pictures = steps.map(of_step, num_parallel_calls=2, deterministic=True).unbatch()
+        cores = rundir.num_cores()
+        pictures = pictures.map(read, num_parallel_calls=cores, deterministic=True)
+        return pictures.batch(size, drop_remainder=True).map(together)
 
     def _read(self, function, inputs, dtype) -> tf.Tensor:
         """A picture `[size, size, 3]` that a Python function makes."""

@@ -24,7 +24,6 @@ import cifar100
 import pictures
 import rundir
 import utils
-from pictures import read_picture
 from utils import tf
 
 DEFAULT = os.path.join(os.path.dirname(os.path.realpath(__file__)), "pretrained", "deep_2-2-2")
@@ -66,6 +65,11 @@ def find_pictures(names: Sequence[str], passed: Counter) -> Iterator[str]:
             yield from pictures.find(name, passed)
         else:
             yield name
+
+
+def read_picture(path: str, size: int = cifar100.IMAGE_SIZE, centre: float = 1.0) -> np.ndarray:
+    """A picture as a network takes it, uint8 `[size, size, 3]` (`pictures.fit`)."""
+    return pictures.read_picture(path, size, centre)
 
 
 # ---------------------------------------------------------------- classes

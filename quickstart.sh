@@ -8,7 +8,11 @@
 #                                    --image_size 64 other sizes than 32x32 (docs/data.md)
 #   ./quickstart.sh --setup FILE ... makes .venv with what requirements files name, and ends
 # Run again, it goes on from what exists. Other presets take hours: README.md.
-[ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
+[ -n "${BASH_VERSION:-}" ] || {
+    echo "${0##*/}: error: use bash: bash $0" >&2
+    # shellcheck disable=SC2317 # to exit would close the terminal of a zsh that was told to read it
+    return 2 2>/dev/null || exit 2
+}
 set -euo pipefail
 # The checkout: where this file is, or where its copy, which batch systems run, was submitted.
 SCRIPT=$(command readlink -f "${BASH_SOURCE[0]-}" 2>/dev/null || echo "$0") # old macOS has no -f
@@ -20,13 +24,38 @@ done
 # shellcheck source=presets.sh
 source "$HERE/presets.sh"
 
-# One call at a time: a second one waits for the first, where there is flock.
+# Of a second script that is started beside one: macOS has no command for a lock, Python has.
+LOCK='
+import fcntl, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | (fcntl.LOCK_NB if sys.argv[1] == "at once" else 0))
+except BlockingIOError:
+    sys.exit(75)
+'
+
+# Waits until no other script has locked a file or folder, and locks it: descriptor 9 is the lock.
+# What cannot be locked, as on some network file systems, is left so.
+lock() { # PATH WHAT_FOR PYTHON ...: the first Python that runs
+    [ -r "$1" ] || return 0
+    exec 9<"$1"
+    local python status
+    for python in "${@:3}"; do
+        status=0
+        "$python" -c "$LOCK" 'at once' 2>/dev/null || status=$?
+        case $status in
+        0) return 0 ;;
+        75)
+            echo "waiting for another script that $2"
+            "$python" -c "$LOCK" later 2>/dev/null || true
+            return 0
+            ;;
+        esac
+    done
+}
+
 make_environment() { # REQUIREMENTS ... -> PYTHON
-    exec 9<"$HERE/requirements.txt"
-    if command -v flock >/dev/null && ! flock -n 9; then
-        echo "waiting for another script that makes .venv"
-        flock 9
-    fi
+    lock "$HERE/requirements.txt" "makes .venv" "${PYTHON:-python3}" "$HERE/.venv/bin/python"
     complete_environment "$@"
     exec 9<&-
 }
@@ -123,8 +152,11 @@ while [ $# -gt 0 ]; do
     shift
 done
 # The shell opens a ~ only at the start of a word: --archive=~/FILE comes as it is.
-ARCHIVE=${ARCHIVE/#\~\//"${HOME-}"/}
-PICTURES=${PICTURES/#\~\//"${HOME-}"/}
+for name in ARCHIVE PICTURES DATA_DIR RUNS; do
+    case ${!name-} in
+    \~/*) printf -v "$name" '%s' "${HOME-}/${!name#??}" ;;
+    esac
+done
 if [ -n "$PICTURES" ]; then
     [ -d "$PICTURES" ] || fail "there is no folder '$PICTURES'"
     [ -z "$SYNTHETIC" ] || fail "--data and --synthetic exclude each other"
@@ -134,8 +166,6 @@ elif [ -n "${SIZE[*]-}" ]; then
 fi
 export DATA_DIR=${DATA_DIR:-$HERE/data/${NAME:-cifar100}}
 RUNS=${RUNS:-$HERE/runs/$PRESET${NAME:+-$NAME}}
-DATA_DIR=${DATA_DIR/#\~\//"${HOME-}"/}
-RUNS=${RUNS/#\~\//"${HOME-}"/}
 [ -z "$ARCHIVE" ] || [ -z "$SYNTHETIC" ] || fail "--archive and --synthetic exclude each other"
 [ -z "$ARCHIVE" ] || [ -e "$ARCHIVE" ] || fail "there is no archive '$ARCHIVE'"
 case $DATA_DIR in
@@ -159,6 +189,7 @@ notice_synthetic() {
 }
 
 echo "== data: $DATA_DIR"
+mkdir -p "$DATA_DIR" 2>/dev/null && lock "$DATA_DIR" "gets the data" "$PYTHON"
 status=0
 if [ -n "$PICTURES" ]; then
     "$PYTHON" "$HERE/make_dataset.py" "$PICTURES" --dataset_path "$DATA_DIR" \
@@ -197,6 +228,8 @@ tell_time() { # copies group.sh's output; after its first steps says how long ev
     done
 }
 
+# A second quickstart.sh comes to the end as well: it finds what the first has made.
+mkdir -p "$RUNS" 2>/dev/null && lock "$RUNS" "works in $RUNS" "$PYTHON"
 echo "== group.sh: learn the groups ($PRESET)"
 TRAIN_DIR=$RUNS/group bash "$HERE/group.sh" | tell_time
 echo "== eval.sh: the grouped network, and the same right after the cut"

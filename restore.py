@@ -133,8 +133,8 @@ def check_images(path: str, net, folder: str) -> None:
         own = getattr(net.config, name)
         if own != here:
             raise ValueError(
-                f"{path} {words[name].format(own)}, and the data set has {here}: name the data that "
-                f"it was trained on instead of {folder}, or another network"
+                f"{path} {words[name].format(own)}, and the data set has {here}: name the data "
+                f"that it was trained on instead of {folder}, or another network"
             )
 
 

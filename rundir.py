@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from utils import atomic_write, say, sync, tf, write_json, writing
+from utils import atomic_write, is_x86, say, sync, tf, write_json, writing
 
 CHECKPOINT = "model.ckpt"
 UNFINISHED = "model.ckpt-unfinished"  # folder of a checkpoint that is being written or removed
@@ -96,19 +96,48 @@ def instruction_set(cpuinfo: str) -> str:
     return next((title for flag, title in INSTRUCTION_SETS.items() if flag in words), "")
 
 
+def _cpuinfo() -> str:
+    """The text of /proc/cpuinfo; empty where there is none."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        return file.read()
+    return ""
+
+
+def _onednn_limit() -> str:
+    """The instruction set that a person limited oneDNN to, in lower case; empty without a limit."""
+    # oneDNN reads both names.
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "default"
+    return "" if limit.lower() in ("default", "all") else limit.lower()
+
+
+def _instruction_sets(cpuinfo: str) -> str:
+    """The processor's instruction set, and the limit that leaves less of it, in words."""
+    limit = _onednn_limit()
+    return ", ".join(filter(None, [instruction_set(cpuinfo), limit and f"oneDNN up to {limit}"]))
+
+
+def slow_precision(precision: str, device: str) -> str:
+    """A line that says that a precision may be slower than float32 on a device; empty if not.
+
+    bfloat16 may be where an x86 has no AMX, or oneDNN is kept from it (docs/speed.md).
+    """
+    cpuinfo, limit = _cpuinfo(), _onednn_limit()
+    best = instruction_set(cpuinfo)
+    with_amx = best == "amx" and (not limit or "amx" in limit)
+    if precision != "bfloat16" or "GPU" in device.upper() or not is_x86() or with_amx or not best:
+        return ""
+    return (
+        "--precision bfloat16 may be slower than float32 on a processor without AMX (this one: "
+        f"{_instruction_sets(cpuinfo)}): docs/speed.md"
+    )
+
+
 def hardware() -> str:
     """The processor, its instruction set, its cores and the GPUs, for a table's caption."""
-    cpuinfo = ""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        cpuinfo = file.read()
+    cpuinfo = _cpuinfo()
     name = re.search(r"^model name\s*: (.*)$", cpuinfo, re.MULTILINE)
     name = name[1] if name else platform.processor() or platform.machine()
-    sets = [instruction_set(cpuinfo)]
-    # A limit that a person set leaves less of it; oneDNN reads both names.
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "default"
-    if limit.lower() not in ("default", "all"):
-        sets.append(f"oneDNN up to {limit.lower()}")
-    known = ", ".join(filter(None, sets))
+    known = _instruction_sets(cpuinfo)
     cores = num_cores()
     parts = [f"{name} ({known})" if known else name, f"{cores} core{'s' if cores > 1 else ''}"]
     for gpu in tf.config.list_physical_devices("GPU"):

@@ -2,7 +2,11 @@
 # Cut the grouped network of group.sh into its tree, and finetune the tree.
 # Edit the flags here; flags on the command line override them:
 #   PRESET=smoke TRAIN_DIR=runs/try_split ./split.sh --max_steps 20
-[ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
+[ -n "${BASH_VERSION:-}" ] || {
+    echo "${0##*/}: error: use bash: bash $0" >&2
+    # shellcheck disable=SC2317 # to exit would close the terminal of a zsh that was told to read it
+    return 2 2>/dev/null || exit 2
+}
 set -euo pipefail
 # The checkout: where this file is, or where its copy, which batch systems run, was submitted.
 SCRIPT=$(command readlink -f "${BASH_SOURCE[0]-}" 2>/dev/null || echo "$0") # old macOS has no -f

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import difflib
 import errno
 import fcntl
@@ -18,6 +19,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -30,7 +32,11 @@ from typing import IO, NoReturn
 FOLDERS = ("benchmark", "experiments", "report")  # that run by `python -m NAME`
 # Of requirements.txt.
 REQUIRED = ("numpy", "tensorflow", "six", "grpc", "matplotlib", "scipy", "sklearn")
-NEEDED_BY = {"download_cifar100.py": ("numpy", "six")}  # by commands that need less
+NEEDED_BY = {  # by commands that need less or more
+    "download_cifar100.py": ("numpy", "six"),
+    "make_dataset.py": ("numpy", "PIL"),
+    "predict.py": (*REQUIRED, "PIL"),
+}
 
 
 def is_x86() -> bool:
@@ -382,19 +388,81 @@ def writing(path: str) -> Iterator[None]:
 @contextlib.contextmanager
 def atomic_write(path: str, mode: str = "w") -> Iterator:
     """Open a file that appears whole under its name or not at all, whoever else writes it."""
-    folder, name = os.path.split(path)  # a name may be as long as names can be
-    temporary = os.path.join(folder, f"{name[:50]}.{os.getpid()}.part")
     encoding = None if "b" in mode else "utf-8"
-    try:
+    with _beside(path) as part, writing(path):
+        with open(part, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            sync(file)
+        os.replace(part, path)
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """The name to write a file or a folder under, which then replaces what `path` is, at once."""
+    with _beside(path) as part:
+        yield part
         with writing(path):
-            with open(temporary, mode, encoding=encoding) as file:
-                yield file
-                file.flush()
-                sync(file)
-            os.replace(temporary, path)
+            _put_in_place(part, path)
+
+
+@contextlib.contextmanager
+def _beside(path: str) -> Iterator[str]:
+    """A name for what is not complete. It goes in the end, and what killed processes left, now."""
+    folder, name = os.path.split(path)
+    name = name[:50]  # it may be as long as names can be
+    pattern = re.compile(re.escape(name) + r"\.(\d+)\.part(\.old)?")
+    with contextlib.suppress(OSError):
+        for left in filter(None, map(pattern.fullmatch, os.listdir(folder or "."))):
+            # `.old` stays as long as it is the only one that is whole: see _put_in_place.
+            if not _is_writing(int(left[1])) and not (left[2] and not os.path.lexists(path)):
+                remove(os.path.join(folder, left[0]))
+    part = os.path.join(folder, f"{name}.{os.getpid()}.part")
+    try:
+        yield part
     finally:
         with contextlib.suppress(OSError):
-            os.remove(temporary)
+            remove(part)
+
+
+def _is_writing(pid: int) -> bool:
+    """Whether another process of this number is there, for all that can be known."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        pass
+    return pid != os.getpid()
+
+
+def _put_in_place(part: str, path: str) -> None:
+    """Let a file or a folder take the name `path`; what had it is gone, or called `part`."""
+    folders = os.path.isdir(part) or os.path.isdir(path)
+    if not folders or not os.path.lexists(path):
+        os.replace(part, path)
+    elif not _exchange(part, path):
+        old = f"{part}.old"
+        os.replace(path, old)  # killed after this, both are there, whole, under these names
+        os.replace(part, path)
+        remove(old)
+
+
+def _exchange(one: str, other: str) -> bool:
+    """Let files or folders exchange their names at once; False where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2  # Linux has it; of file systems, NFS cannot
+    except (AttributeError, OSError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def remove(path: str) -> None:
+    """A file or a folder, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+    if os.path.lexists(path):
+        os.remove(path)
 
 
 def sync(file) -> None:

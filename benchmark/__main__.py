@@ -5,7 +5,8 @@ medians are given. No training and no data are needed: weights, images and group
 
     parallel   inference of the dense network and of trees on one and several devices (Table 5)
     training   a step of each stage
-    pipeline   augmented images a second, and how long a training step waits for them
+    pipeline   augmented images a second, and how long a training step waits for them; pictures in
+               files beside tf.keras.utils.image_dataset_from_directory
     engines    inference of exported networks by the engines of other makers that are installed;
                only where --only names it
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +60,7 @@ STEPS = [("baseline", 1.0), ("group", 1.0), ("group", 0.5), ("split", 1.0), ("un
 # Networks whose exports are timed: groups, and the branch if it is one alone.
 EXPORTED = [("dense", None), ("2-2-2", None), ("2-4-4", None), ("2-2-2", 0)]
 BATCHES = [(100, 1), (1, 20)]  # images, and how many times in a step
+FILES_SIZE, FILES_BATCH, FILES_BATCHES = 224, 32, 10  # of pictures in files; batches in a step
 READY = 10  # batches at most that the pipeline holds ready when the first step is compiled
 
 
@@ -317,6 +320,31 @@ def pipeline(flags: argparse.Namespace) -> dict:
     }
 
 
+def files_pipeline(flags: argparse.Namespace) -> dict:
+    """Pictures a second from their files on all cores, beside Keras with the same crops."""
+    with tempfile.TemporaryDirectory() as folder:
+        photos, data_dir = os.path.join(folder, "photos"), os.path.join(folder, "data")
+        cases.make_pictures(photos)
+        make = os.path.join(os.path.dirname(os.path.dirname(__file__)), "make_dataset.py")
+        words = [photos, "--dataset_path", data_dir, "--kind", "files"]
+        words += ["--image_size", str(FILES_SIZE)]
+        subprocess.run([sys.executable, make, *words], check=True, stdout=subprocess.DEVNULL)
+        how = (FILES_BATCH, FILES_BATCHES)
+        with (
+            TimedProcess(cases.make_files_pipeline, data_dir, *how) as ours,
+            TimedProcess(cases.make_keras_pipeline, photos, FILES_SIZE, *how) as theirs,
+        ):
+            measured = compare(ours, theirs, flags.repeats)
+    number = FILES_BATCH * FILES_BATCHES
+    return {
+        "images_per_second": number / measured["baseline_seconds"],
+        "keras_images_per_second": number / measured["seconds"],
+        "relative": measured["speedup"],
+        "image_size": FILES_SIZE,
+        "batch_size": FILES_BATCH,
+    }
+
+
 # ---------------------------------------------------------------- the report
 
 
@@ -412,11 +440,16 @@ def main(argv: Sequence[str]) -> int:
     if "training" in flags.only:
         measure("training", f"A training step of {name}", training(flags), TRAINING_COLUMNS)
     if "pipeline" in flags.only:
-        results["pipeline"] = pipeline(flags)
+        results["pipeline"] = pipeline(flags) | {"files": files_pipeline(flags)}
         utils.write_json(flags.output_file, results)
         print(
             "Input pipeline: {images_per_second_per_core:,.0f} augmented images/s on one core; a "
-            "training step waits for {wait_share:.2%} of its time\n".format(**results["pipeline"])
+            "training step waits for {wait_share:.2%} of its time".format(**results["pipeline"])
+        )
+        print(
+            "Pictures in files (JPEG, 500x375, to {image_size} pixels): {images_per_second:,.0f} "
+            "images/s on all cores; Keras {keras_images_per_second:,.0f}; time, ours/Keras "
+            "{relative:.2f}\n".format(**results["pipeline"]["files"])
         )
     if "engines" in flags.only:
         title = f"Inference of exported {name} by other engines"

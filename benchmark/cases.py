@@ -10,11 +10,13 @@ import os
 import time
 
 import numpy as np
+from PIL import Image
 
 import cifar100
 import grouping
 import metrics
 import objective
+import pictures
 import resnet
 import restore
 from benchmark.dense import Horizontal, Vertical
@@ -23,7 +25,7 @@ from benchmark.frameworks import LEARNING_RATE, random_batch
 from formats.models import Model, one_branch, whole
 from parallel import devices as devices_
 from parallel import tree
-from utils import tf
+from utils import surroundings, tf
 
 DENSE = {"horizontal": Horizontal, "vertical": Vertical}
 NUM_IMAGES = 10000  # made up, for the pipeline
@@ -114,6 +116,75 @@ def make_pipeline(batch_size, batches_per_step):
     """Nothing but batches, on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     batches = random_batches(batch_size)
+
+    def step():
+        for _ in range(batches_per_step):
+            next(batches)
+
+    return step, {}
+
+
+def make_plain_input(batch_size, batches_per_step):
+    """The same work operation by operation, without an input pipeline, on the same core."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    shape = (NUM_IMAGES, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+    def step():
+        for number in range(batches_per_step):
+            indices = cifar100.batch_indices(number, batch_size, NUM_IMAGES, 0)
+            cifar100.standardize(cifar100.augment(tf.constant(images[indices]), 0, number))
+
+    return step, {}
+
+
+def make_pictures(folder: str, number: int = 200) -> None:
+    """JPEGs of 500x375 pixels with some detail, in two folders."""
+    rng = np.random.default_rng(0)
+    for i in range(number):
+        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
+        picture = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC))
+        noise = rng.normal(scale=8, size=picture.shape)
+        path = os.path.join(folder, f"class {i % 2}", f"{i}.jpg")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Image.fromarray((picture + noise).clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+def make_files_pipeline(data_dir, batch_size, batches_per_step):
+    """Batches of a data set of kind `files`: random crops of pictures, resized, flipped."""
+    batches = iter(cifar100.training_batches(*cifar100.load(data_dir, "train"), batch_size, 0))
+
+    def step():
+        for _ in range(batches_per_step):
+            next(batches)
+
+    return step, {}
+
+
+def make_keras_pipeline(folder, image_size, batch_size, batches_per_step):
+    """The same by `image_dataset_from_directory`, which reads whole pictures, and the same crops.
+
+    As its users write it: pictures are brought to the size before they are cropped, of which a
+    crop of 7/8 is what is usual.
+    """
+    with surroundings():
+        import keras
+
+    read = keras.utils.image_dataset_from_directory(
+        folder, image_size=[image_size * 8 // 7] * 2, batch_size=batch_size, verbose=False
+    )
+
+    def crop(images, labels):
+        number = tf.shape(images)[0]
+        sizes = tf.fill([2, number], images.shape[1])
+        boxes = pictures.random_boxes(sizes, tf.random.uniform([pictures.CROP_DRAWS, number]))
+        top, left, height, width = tf.unstack(tf.cast(boxes, tf.float32) / images.shape[1])
+        boxes = tf.stack([top, left, top + height, left + width], axis=1)
+        images = tf.image.crop_and_resize(images, boxes, tf.range(number), [image_size] * 2)
+        flipped = tf.random.uniform([number, 1, 1, 1]) < 0.5
+        return tf.where(flipped, images[:, :, ::-1], images), labels
+
+    batches = iter(read.map(crop, tf.data.AUTOTUNE).repeat().prefetch(tf.data.AUTOTUNE))
 
     def step():
         for _ in range(batches_per_step):

@@ -79,21 +79,21 @@ def publish(
         for result in results:
             run, seed = _run_of(result), result["seed"]
             target = os.path.join(to, row, *([f"seed{seed}"] if seed else []))
+            # Without result.json a row is not there: it goes first and comes last.
+            same = _take_back(target, result["group_classes"])
             _publish_run(run, target, folder)
-            _publish_pictures(run, target, result["group_classes"])
-            published = _without_machine({k: v for k, v in result.items() if k != "path"}, folder)
-            utils.write_json(os.path.join(target, "result.json"), published)
+            _publish_pictures(run, target, same)
             if is_tree(row):
                 _publish_base(run, target, folder)
-            folders.append(target)
             if of_results and row in PRETRAINED_ROWS and seed == pretrained_seed:
                 weights = os.path.join(PRETRAINED, row)
                 checkpoint = os.path.join(run, os.path.basename(result["checkpoint"]))
-                shutil.rmtree(f"{weights}.new", ignore_errors=True)
-                export_weights(checkpoint, f"{weights}.new")
-                shutil.rmtree(weights, ignore_errors=True)
-                os.rename(f"{weights}.new", weights)
+                with utils.replacing(weights) as part:
+                    export_weights(checkpoint, part)
                 folders.append(weights)
+            published = _without_machine({k: v for k, v in result.items() if k != "path"}, folder)
+            utils.write_json(os.path.join(target, "result.json"), published)
+            folders.append(target)
     return folders
 
 
@@ -152,10 +152,18 @@ def _publish_base(run: str, target: str, folder: str) -> None:
         utils.write_json(os.path.join(to, f"{name}.json"), _without_machine(cut, folder))
 
 
-def _publish_pictures(run: str, target: str, group_classes: list) -> None:
-    """Copy a report's pictures; what is published of other groups goes."""
+def _take_back(target: str, group_classes: list) -> bool:
+    """Remove a published result; whether it was of the same groups."""
     before = os.path.join(target, "result.json")
-    same = os.path.exists(before) and utils.read_json(before)["group_classes"] == group_classes
+    if not os.path.exists(before):
+        return False
+    same = utils.read_json(before)["group_classes"] == group_classes
+    os.remove(before)
+    return same
+
+
+def _publish_pictures(run: str, target: str, same: bool) -> None:
+    """Copy a report's pictures; what is published of other groups, not the `same`, goes."""
     for name in PICTURES:
         picture = os.path.join(os.path.dirname(run), "report", name)
         published = os.path.join(target, name)

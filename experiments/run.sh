@@ -4,7 +4,11 @@
 #   PRESET=cpu SEED=1 RUNS=runs/try/seed1 experiments/run.sh deep_2-2-2 --l2_weight 2e-4
 # Flags after the row go to every training (train.py) that knows them. PRESET, SEED, DATA_DIR, RUNS
 # and K, another width than the preset's, are variables. `python -m experiments.tables` makes tables.
-[ -n "${BASH_VERSION:-}" ] || { echo "${0##*/}: error: use bash: bash $0" >&2; exit 2; }
+[ -n "${BASH_VERSION:-}" ] || {
+    echo "${0##*/}: error: use bash: bash $0" >&2
+    # shellcheck disable=SC2317 # to exit would close the terminal of a zsh that was told to read it
+    return 2 2>/dev/null || exit 2
+}
 set -euo pipefail
 # The checkout: where this file is, or where its copy, which batch systems run, was submitted.
 SCRIPT=$(command readlink -f "${BASH_SOURCE[0]-}" 2>/dev/null || echo "$0") # old macOS has no -f
@@ -123,7 +127,8 @@ split_row() { # ROW FLAG ...
         mkdir -p "$RUNS/$row"
         # Groups that need no baseline come first: they may be impossible.
         [ $kind = clustering ] ||
-            "$PYTHON" "$HERE/experiments/variants.py" "${make[@]}" --output_file "$file"
+            "$PYTHON" "$HERE/experiments/variants.py" "${make[@]}" --output_file "$file" ||
+            { status=$?; rmdir "$RUNS/$row" 2>/dev/null || true; exit "$status"; }
         # Nothing happens to it where another row has trained it, with the same flags.
         first "$base" --dropout_keep_prob "$keep" "$@"
         [ $kind != clustering ] || "$PYTHON" "$HERE/experiments/variants.py" "${make[@]}" \

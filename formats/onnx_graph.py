@@ -55,9 +55,12 @@ class OnnxGraph:
         missing = max(kernel.shape[-1] - (side % layer.stride or layer.stride), 0)
         pads = pads or [missing // 2] * 2 + [missing - missing // 2] * 2
         strides = [layer.stride] * 2
-        return self.add("Conv", x, self.constant(kernel), pads=pads, strides=strides)
+        values = [kernel] if layer.bias is None else [kernel, layer.bias[outputs]]
+        return self.add("Conv", x, *map(self.constant, values), pads=pads, strides=strides)
 
     def batch_norm(self, x: str, layer) -> str:
+        if layer.folded:
+            return x
         values = [self.constant(v) for v in (layer.gamma, layer.beta, layer.mu, layer.sigma)]
         return self.add("BatchNormalization", x, *values, epsilon=resnet.BN_EPSILON)
 

@@ -319,15 +319,16 @@ def _fill(prefix: str, names: Sequence[str], width: float) -> str:
 
 
 def _thumbnails(axes, left, top, width, images, labels, classes) -> float:
-    """An image of at most 12 classes, in two rows; returns the height that they take."""
+    """An image of at most 12 classes, in at most two rows; returns the height that they take."""
     per_row = int(np.clip(width / 0.39, 1, 6))
     size = min(width / per_row, 0.8)
-    for place, c in enumerate(_spread(classes, min(len(classes), 2 * per_row))):
+    shown = _spread(classes, min(len(classes), 2 * per_row))
+    for place, c in enumerate(shown):
         x, y = left + place % per_row * size, top + place // per_row * size
         extent = (x, x + 0.95 * size, y + 0.95 * size, y)
         for number in np.flatnonzero(labels == c)[:1]:
             axes.imshow(images[number], extent=extent, aspect="auto", interpolation="nearest")
-    return 2 * size + 0.07
+    return -(-len(shown) // per_row) * size + 0.07
 
 
 def _spread(classes: Sequence[int], number: int) -> np.ndarray:

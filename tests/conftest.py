@@ -26,17 +26,15 @@ import utils  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-import resnet  # noqa: E402
+# .ci/run gives some files to the system's Python as well, without TensorFlow.
+NO_TENSORFLOW = "TensorFlow is not installed"
+needs_tensorflow = pytest.mark.skipif(not utils.is_installed("tensorflow"), reason=NO_TENSORFLOW)
 
 # As in the foreground: `nohup` and `&` have some ignored, which processes started here inherit.
 for number in utils.Interruption.STATUS:
     if signal.getsignal(number) == signal.SIG_IGN:
         default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, default)
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "alone: measures time: nothing may run beside it")
 
 
 LONGEST = ("test_experiments", "test_synthetic", "test_surroundings", "test_processes")
@@ -73,6 +71,8 @@ def one_hot_groups(rng, num_groups, size):
 
 
 def grouped_net(groups, k=1, seed=0, **settings):
+    import resnet  # which loads TensorFlow
+
     return randomize(resnet.ResNet(resnet.NetworkConfig(k=k, groups=groups, **settings)), seed)
 
 
@@ -107,19 +107,27 @@ def data_dir(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"), counts)
 
 
+def stand_in():
+    """The path of what runs programs in forks of a process with TensorFlow."""
+    if not utils.is_installed("tensorflow"):
+        pytest.skip(NO_TENSORFLOW)
+    return forkserver.start()
+
+
 def python(script, *flags, **settings):
     """Run a script of the project as a user does; the finished process, with its output as text.
 
     In a fork of a process that has loaded TensorFlow, unless there are `settings`.
     """
-    interpreter = sys.executable if settings else forkserver.start()
+    interpreter = sys.executable if settings else stand_in()
     command = [interpreter, os.path.join(ROOT, script), *map(str, flags)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, **settings)
 
 
 def run_script(script, *words, check=True, **environment):
     """Run a shell script of the project with words and environment variables of its own."""
-    environment = {"PYTHON": forkserver.start()} | environment
+    if "PYTHON" not in environment:
+        environment["PYTHON"] = stand_in()
     done = subprocess.run(
         [os.path.join(ROOT, script), *map(str, words)],
         capture_output=True, text=True, env=os.environ | environment, timeout=600,
@@ -131,13 +139,17 @@ def run_script(script, *words, check=True, **environment):
 def inside(script, *flags):
     """The same within this process, which saves loading TensorFlow: (status, stdout, stderr)."""
     name = script.removesuffix(".py").replace("/", ".")
-    module = importlib.import_module(name if script.endswith(".py") else f"{name}.__main__")
     handlers = {n: signal.getsignal(n) for n in utils.Interruption.STATUS}
     out, error, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = [script, *map(str, flags)]
     try:
+        module = importlib.import_module(name if script.endswith(".py") else f"{name}.__main__")
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
             utils.run_main(module.main)
+    except ModuleNotFoundError as missing:
+        if missing.name == "tensorflow":
+            pytest.skip(NO_TENSORFLOW)
+        raise
     except SystemExit as stopped:
         return stopped.code, out.getvalue(), error.getvalue()
     finally:

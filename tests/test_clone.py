@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -14,19 +15,28 @@ import rundir
 NAMES = ("group.sh", "split.sh", "eval.sh", "experiments/run.sh", "quickstart.sh", "test.sh")
 SUBMITTED = ("SLURM_SUBMIT_DIR", "PBS_O_WORKDIR", "SGE_O_WORKDIR", "LSB_SUBCWD", "LS_SUBCWD")
 SHELLS = [path for path in map(shutil.which, ("dash", "zsh", "ksh", "mksh")) if path]
+# What a caller may have set for the scripts.
+SETTINGS = ("PRESET", "PYTHON", "DATA_DIR", "RUNS", "CIFAR100_ARCHIVE", *SUBMITTED)
 STUB = """#!/bin/sh
 echo "$1 ${PYTHONSAFEPATH-} ${BASH_ENV-} ${POSIXLY_CORRECT-}"
 """
 
 
+def start(*command, cwd, **settings):
+    """A command without the settings of the tests' own surroundings."""
+    kept = {k: v for k, v in os.environ.items() if k not in SETTINGS}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(list(map(str, command)), cwd=cwd, env=kept | settings, **pipes)
+
+
 def run(*command, cwd, **settings):
-    """A command without the settings of the tests' own surroundings; (status, out, error)."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("PRESET", "PYTHON", *SUBMITTED)}
-    done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=kept | settings, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+    """The same to its end: (status, out, error)."""
+    with start(*command, cwd=cwd, **settings) as process:
+        try:
+            out, error = process.communicate(timeout=600)
+        finally:
+            process.kill()
+    return process.returncode, out, error
 
 
 def fails(*command, says, status, **settings):
@@ -118,6 +128,15 @@ def test_other_shells_are_told_to_be_bash(shell, name, tmp_path):
     assert error.startswith(f"{os.path.basename(name)}: error: ")
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+def test_other_shells_that_read_a_script_go_on(shell, tmp_path):
+    """The hint is of use in a terminal only if that stays open."""
+    code = f". {ROOT}/group.sh; echo it goes on"
+    status, output, error = run(shell, "-c", code, cwd=tmp_path)
+    assert (status, output) == (0, "it goes on\n") and error.count("\n") == 1, error
+    assert "error: use bash: bash " in error
+
+
 def test_what_the_callers_shell_exports(stub, tmp_path):
     (tmp_path / "env").write_text("cd() { echo stray; }; dirname() { echo stray; }\n")
     settings = {
@@ -164,7 +183,35 @@ def test_clone_with_windows_line_ends_and_no_execute_bits(clone, stub, tmp_path)
     shutil.copytree(clone / ".ci", fake / ".ci")
     (fake / "test.sh").write_text('echo "tested $1"\n')
     (fake / "test.sh").chmod(0o644)
-    assert run("bash", fake / ".ci" / "run", cwd="/")[1] == "tested \n"
+    missing = {"SYSTEM_PYTHON": str(fake / "python3")}
+    output = run("bash", fake / ".ci" / "run", cwd="/", **missing)[1]
+    assert output == f"tested \n{fake}/python3 is left out: it is missing\n"
+
+
+@pytest.mark.parametrize(
+    "reason, code",
+    [
+        ("it is missing", "exit 127"),
+        ("it is not Python 3.10 to 3.13", "case $2 in *exit*) exit 1 ;; esac"),
+        ("it is the Python of .venv", f'exec "{sys.executable}" "$@"'),
+        ("it has no venv, or no ensurepip", '[ "$1" != -m ] || { echo long; exit 1; }'),
+    ],
+)
+def test_system_python_that_is_left_out(reason, code, tmp_path):
+    """In one line; what was tested before counts."""
+    shutil.copytree(os.path.join(ROOT, ".ci"), tmp_path / ".ci")
+    (tmp_path / "test.sh").write_text("echo tested\n")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    system = tmp_path / "python3"
+    system.write_text(f"#!/bin/sh\n{code}\n")
+    system.chmod(0o755)
+    settings = {"SYSTEM_PYTHON": str(system), "TMPDIR": str(tmp_path / ".venv")}
+    said = run("bash", ".ci/run", cwd=tmp_path, **settings)
+    assert said == (0, f"tested\n{system} is left out: {reason}\n", "")
+    assert os.listdir(tmp_path / ".venv") == ["bin"]  # nothing is left behind
+    (tmp_path / "test.sh").write_text("exit 3\n")
+    assert run("bash", ".ci/run", cwd=tmp_path, **settings)[0] == 3
 
 
 def revision_of(folder, monkeypatch, **settings):
@@ -263,7 +310,8 @@ def test_environment_without_pip_where_none_can_be_had(checkout):
     venv = checkout / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     packages = next((venv / "lib").glob("python*")) / "site-packages"
-    (packages / "sitecustomize.py").write_text("import sys; sys.modules['ensurepip'] = None\n")
+    # Not in sitecustomize.py: Debian's Python has one of its own, which comes first.
+    (packages / "none.pth").write_text("import sys; sys.modules['ensurepip'] = None\n")
     before = sorted(venv.rglob("*"))
     quickstart(checkout, says="has no pip, and 'python -m ensurepip' cannot add it: move it away")
     assert [path for path in sorted(venv.rglob("*")) if "__pycache__" not in str(path)] == before
@@ -302,10 +350,43 @@ def test_environment_that_a_person_finished_is_kept(checkout):
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     for name in (".unfinished", "mine"):
         (venv / name).touch()
-    command = ("bash", checkout / "quickstart.sh", "--synthetic")
-    two = [subprocess.Popen(command, env=os.environ | {"PIP_NO_INDEX": "1"}) for _ in range(2)]
-    assert [process.wait(timeout=60) for process in two] == [7, 7]
+    quickstart(checkout)
     assert (venv / "mine").exists() and not (venv / ".unfinished").exists()
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """A folder of all commands but flock, which macOS has not."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    for path in map(Path, os.environ["PATH"].split(os.pathsep)):
+        for file in path.iterdir() if path.is_dir() else []:
+            if file.name != "flock" and not (folder / file.name).is_symlink():
+                (folder / file.name).symlink_to(file)
+    return str(folder)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_two_at_once_make_one_environment(begun, checkout, tools):
+    """Also where there is no flock command, and where an earlier one was killed."""
+    venv, made = checkout / ".venv", checkout / "made"
+    if begun:
+        venv.mkdir()
+        (venv / ".unfinished").touch()
+    python = checkout / "python"  # counts, and is slow, so that the other has begun
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" != venv ] || {{ echo "$$" >>"{made}"; sleep 1; }}\n'
+        f"exec '{sys.executable}' \"$@\"\n"
+    )
+    python.chmod(0o755)
+    command = ("bash", checkout / "quickstart.sh", "--setup", checkout / "requirements.txt")
+    settings = {"PYTHON": str(python), "PIP_NO_INDEX": "1", "PATH": tools}
+    two = [start(*command, cwd="/", **settings) for _ in range(2)]
+    said = sorted(process.communicate(timeout=600) for process in two)
+    assert [process.returncode for process in two] == [0, 0], said
+    assert said[1:] == [("waiting for another script that makes .venv\n", "")]
+    assert said[0][0].startswith("making .venv\n") and len(made.read_text().split()) == 1
+    assert run(venv / "bin" / "python", "-m", "pip", "--version", cwd="/")[0] == 0
 
 
 def test_checkout_that_is_read_only_or_another_python(checkout, tmp_path):

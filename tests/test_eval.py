@@ -334,33 +334,36 @@ def test_workers_of_a_cluster_predict_the_same(checkpoints, data_dir, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_worker_that_is_lost(number, checkpoints, tmp_path):
-    """It dies, or it hangs: one line within 30 seconds."""
+    """It dies, or it hangs: one line, soon after it counts as lost."""
     data = write_data(tmp_path / "data", {"test": 20000})  # one by one: a minute's work
     results = tmp_path / "eval"
     flags = ["--checkpoint", checkpoints["tree"], "--data_dir", data, "--batch_size", "1"]
-    with workers(2) as (started, cluster):
-        flags += ["--placement", "branch", "--cluster", cluster, "--eval_dir", str(results)]
+    with workers(2) as (started, addresses):
+        flags += ["--placement", "branch", "--cluster", addresses, "--eval_dir", str(results)]
         command = [sys.executable, os.path.join(ROOT, "eval.py"), *flags]
+        begun = time.monotonic()
         client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         while not results.exists():  # made when the workers have answered, before evaluating
             assert client.poll() is None
             time.sleep(0.1)
+        start_up = time.monotonic() - begun  # on this machine, as busy as it is now
         time.sleep(5)
         assert client.poll() is None
         started[1].send_signal(number)
         start = time.monotonic()
-        _, error = client.communicate(timeout=60)
-    assert time.monotonic() - start < 30
+        _, error = client.communicate(timeout=600)
+    assert time.monotonic() - start < cluster.PATIENCE + max(10, 2 * start_up)
     assert client.returncode == 1
     assert error.count("\n") == 1 and error.startswith("eval.py: error: lost a worker"), error
 
 
-def test_clusters_that_are_refused(checkpoints, data_dir):
+def test_clusters_that_are_refused(checkpoints, data_dir, monkeypatch):
+    monkeypatch.setattr(cluster, "PATIENCE", 2)
     tree = ("--checkpoint", checkpoints["tree"], "--data_dir", data_dir, "--placement", "branch")
     silent = f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
     start = time.monotonic()
     fails("eval.py", *tree, "--cluster", silent, says=["no worker answers", "--worker"])
-    assert time.monotonic() - start < 30
+    assert 0.9 < time.monotonic() - start < 300  # it waits, and not for ever
     fails("eval.py", *tree, "--cluster", "here,there", says="host:port")
     fails("eval.py", *tree, "--cluster", "a:1,b:2", "--devices", "/CPU:0", status=2,
           says="leave one out")  # fmt: skip

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import signal
 from concurrent import futures
 
 import pytest
@@ -319,6 +320,25 @@ def test_networks_go_to_pretrained_from_results_only(made, tmp_path, monkeypatch
         assert status == 0 and ("stays as it is" in out) == (seed == 1)
         assert (tmp_path / to / "baseline" / "result.json").exists()
         assert (tmp_path / publish.PRETRAINED).exists() == kept
+
+
+def test_publishing_that_is_stopped_leaves_no_row(made, tmp_path, monkeypatch):
+    """A row whose parts are of two trainings must not pass for one; its network stays whole."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made / "seed0" / "baseline", tmp_path / "runs" / "baseline")
+
+    def files():
+        published = [*tmp_path.glob("results/**/*"), *tmp_path.glob("pretrained/**/*")]
+        return {path: path.read_bytes() for path in published if path.is_file()}
+
+    assert inside("experiments/publish.py", "runs")[0] == 0
+    before, result = files(), tmp_path / "results" / "baseline" / "result.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "export_weights", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert inside("experiments/publish.py", "runs")[0] == 143
+    assert files() == {path: content for path, content in before.items() if path != result}
+    assert inside("experiments/publish.py", "runs")[0] == 0
+    assert files() == before
 
 
 def test_thinning_keeps_validations_first():

@@ -151,6 +151,19 @@ def test_its_engine_computes_what_the_network_does(form, saved, tmp_path):
         np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4)
 
 
+def test_onnx_has_normalization_only_where_no_convolution_can_do_it(saved, tmp_path):
+    need("onnx")
+    import onnx
+
+    for name, (net, run) in saved.items():
+        exported(run, "onnx", tmp_path / name)
+        kinds = [node.op_type for node in onnx.load(tmp_path / name).graph.node]
+        blocks = sum(isinstance(part, resnet.Block) for part in net.submodules)
+        leaves = len(list(net.leaves()))
+        # A block's first and a leaf's last, but not the network's first.
+        assert kinds.count("BatchNormalization") == blocks - 1 + leaves
+
+
 @pytest.mark.parametrize("form", ENGINES)
 def test_a_branch_and_joined_parts_compute_what_the_tree_does(form, saved, tmp_path):
     need(form)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, fails, inside, run_script, train_flags, write_data
+from conftest import ROOT, fails, inside, needs_tensorflow, run_script, train_flags, write_data
 
 import rundir
 import utils
@@ -214,6 +214,7 @@ def killed(call, file, flags):
     return ran.stdout
 
 
+@needs_tensorflow
 def test_killed_before_the_first_checkpoint(odd, tmp_path):
     flags = train_flags("baseline", tmp_path / "run", odd / "data", **STEPS)
     assert "step 2/4" in killed("replace", "model.ckpt-2.data-00000-of-00001", flags)
@@ -224,6 +225,7 @@ def test_killed_before_the_first_checkpoint(odd, tmp_path):
     assert not os.path.exists(tmp_path / "run" / rundir.NOTHING_SAVED)
 
 
+@needs_tensorflow
 @pytest.mark.parametrize(
     "call, file",
     [("replace", "model.ckpt-2.index"), ("remove", "model.ckpt-2.data-00000-of-00001")],

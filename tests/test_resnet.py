@@ -201,6 +201,38 @@ def test_mask_leaves_nothing_between_groups():
     assert float(value) == 0
 
 
+# ---------------------------------------------------------------- for inference alone
+
+
+@pytest.mark.parametrize("units", [1, 2])
+@pytest.mark.parametrize("k", [1, 1.5])
+@pytest.mark.parametrize("groups", [(1, 1, 1), (1, 1, 4), (2, 2, 2), (2, 4, 4)])
+def test_constant_weights_and_folded_normalization_change_nothing(groups, k, units):
+    net = grouped_net(groups, k=k, num_residual_units=units)
+    net = resnet.split(net) if max(groups) > 1 else net
+    expected, kept = net(images()), [variable.numpy() for variable in net.variables]
+    normalizations = sum(isinstance(layer, resnet.BatchNorm) for layer in resnet.layers(net))
+    blocks = sum(isinstance(part, resnet.Block) for part in net.submodules)
+    for change, left in [
+        (resnet.fold, normalizations - blocks - 1),
+        (resnet.freeze, 0),
+        (lambda net: resnet.freeze(net, lanes=1), 0),
+    ]:
+        twin = resnet.copy(net)
+        change(twin)
+        close(twin(images()), expected, 1e-5)
+        assert resnet.count(twin) == resnet.count(net)
+        half = twin(tf.cast(images(), tf.bfloat16))
+        assert half.dtype == tf.float32
+        assert np.abs(half - expected).max() < 0.05 * np.abs(expected).max()
+        call = tf.function(twin, autograph=False).get_concrete_function(images())
+        kinds = [operation.type for operation in call.graph.get_operations()]
+        assert kinds.count("FusedBatchNormV3") == left
+        assert kinds.count("BiasAdd") == blocks + 1
+    for variable, value in zip(net.variables, kept, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
 # ---------------------------------------------------------------- counts
 
 

@@ -7,10 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, fails, inside, run_script
+from conftest import ROOT, fails, inside, python, run_script
 
 import train
 import utils
@@ -33,8 +34,8 @@ def source(name):
 
 def flags_of(program):
     """Flags that a program knows, from its --help."""
-    command = [sys.executable, os.path.join(ROOT, program), "--help"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    status, text, error = inside(program, "--help")
+    assert (status, error) == (0, "")
     return set(re.findall(r"^\s+--(\w+)", text, re.MULTILINE)) - {"help"}
 
 
@@ -66,6 +67,13 @@ def names_read(program):
         elif isinstance(node, ast.ClassDef) and node.name == "Objective":
             read |= {n.target.id for n in node.body if isinstance(n, ast.AnnAssign)}
     return read
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_helps(program):
+    done = python(program, "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: ")
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("script, program", PIPELINE.items())
@@ -109,6 +117,35 @@ def test_shell_syntax(path):
     subprocess.run([shellcheck, "-x", path], check=True, cwd=ROOT)
 
 
+# What bash 3.2, of macOS, does not know.
+NEWER = {
+    "associative arrays, names of variables": r"\b(declare|local|typeset|readonly)\s+-\w*[AgnlucI]",
+    "commands": r"\b(mapfile|readarray|coproc)\b|\bwait\s+-[nfp]|\bread\b.*\s-\w*[iN]\b",
+    "fractions of seconds": r"\bread\b.*\s-t\s*\d*\.",
+    "another case of letters": r"\$\{\w+(\[[^]]*\])?(\^|,|@[A-Za-z]\})",
+    "both streams": r"\|&|&>>",
+    "the next patterns": r";;?&",
+    "times": r"%\([^)]*\)T|\b(EPOCHSECONDS|EPOCHREALTIME|BASHPID|SRANDOM)\b",
+    "whether a variable is set": r"\[\[?\s+(!\s+)?-[vR]\s",
+    "from the end": r"\[\s*-\d|\$\{[\w@*]+:[^}:]*:\s*-\d",
+    "descriptors by name": r"\{\w+\}[<>]",
+    "options": r"\bshopt\s.*\b(globstar|lastpipe|inherit_errexit|autocd|localvar_\w+)",
+    "letters by number": r"\$'[^']*\\[uU]|\{0\d*\.\.",
+    # It leaves the quotes in what comes instead, and takes an empty array for one that is not set.
+    "quotes in a replacement": r"\$\{\w+/[^}]*/\"",
+    # (One that begins another has something.)
+    "arrays that may be empty": r"(?<!\+)(?<!=\()\"\$\{[A-Z_]+\[[@*]\]\}",
+}
+
+
+@pytest.mark.parametrize("pattern", NEWER.values(), ids=NEWER)
+def test_scripts_keep_to_bash_3(pattern):
+    for path in [*SCRIPTS, os.path.join(ROOT, ".ci", "run")]:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        code = [line for line in lines if not line.lstrip().startswith("#")]
+        assert [line for line in code if re.search(pattern, line)] == [], path
+
+
 @pytest.mark.parametrize("preset", ["paper", "cpu", "smoke"])
 @pytest.mark.parametrize("script", ["group.sh", "split.sh"])
 def test_presets_are_valid(script, preset, tmp_path):
@@ -144,7 +181,7 @@ def test_presets_are_valid(script, preset, tmp_path):
 
 def test_unknown_preset():
     for script in ("group.sh", "split.sh", "eval.sh", "quickstart.sh"):
-        done = run_script(script, PRESET="huge", check=False)
+        done = run_script(script, PRESET="huge", PYTHON=sys.executable, check=False)
         assert done.returncode == 2 and "PRESET is paper, cpu or smoke" in done.stderr
 
 
@@ -227,6 +264,7 @@ def test_pipeline_with_flags_that_override(tmp_path, data_dir):
 
 
 STUB = """#!/bin/sh
+[ "$1 ${REAL-}" = "-c ${REAL:-none}" ] && exec "$REAL" "$@"
 [ "$1" = -c ] && exit 0
 echo "$(basename "$1")" "$@" >>"$LOG"
 case "$*" in
@@ -238,6 +276,7 @@ case "$*" in
 *"--stage group"*)
     echo "step ${STEP:-100}/3000  loss 1.0000  accuracy 0.500  lr 0.1  700 images/s  0:05:12 left"
     echo "step 200/3000  loss 1.0000  accuracy 0.500  lr 0.1  700 images/s  0:09:00 left"
+    sleep "${SLEEP:-0}"
     exit "${GROUP:-0}" ;;
 esac
 """
@@ -259,17 +298,22 @@ def quickstart(tmp_path):
     ).stdout
     (here / ".venv" / "stamp-1").write_bytes(stamp)
 
-    def run(*words, download=0, **environment):
-        log.write_text("")
+    def start(*words, download=0, **environment):
         kept = {k: v for k, v in os.environ.items() if k not in ("PRESET", "CIFAR100_ARCHIVE")}
-        done = subprocess.run(
-            [here / "quickstart.sh", *words], capture_output=True, text=True, cwd=tmp_path,
+        return subprocess.Popen(
+            [here / "quickstart.sh", *words], cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env=kept | {"PYTHON": str(python), "LOG": str(log), "DOWNLOAD": str(download)}
             | environment,
         )  # fmt: skip
-        run.out = done.stdout
-        return done.returncode, done.stderr, log.read_text().splitlines()
 
+    def run(*words, **settings):
+        log.write_text("")
+        process = start(*words, **settings)
+        run.out, error = process.communicate()
+        return process.returncode, error, log.read_text().splitlines()
+
+    run.start, run.log = start, log
     return run
 
 
@@ -292,6 +336,18 @@ def test_quickstart_says_how_long_it_takes(quickstart):
     quickstart(STEP="2500")  # a run that goes on: grouping takes six times what is left of it
     assert "0:05:12 left\n== about 31 minutes to the end" in quickstart.out
     assert quickstart(GROUP="130")[0] == 130  # an interruption ends it
+
+
+def test_a_second_quickstart_waits_and_finds_what_the_first_made(quickstart):
+    settings = {"REAL": sys.executable, "SLEEP": "1"}  # which takes locks
+    two = [quickstart.start("--synthetic", **settings) for _ in range(2)]
+    said = [process.communicate(timeout=600) for process in two]
+    assert [process.returncode for process in two] == [0, 0], said
+    assert sum("waiting for another script that works in " in out for out, _ in said) == 1
+    names = [call.split()[0] for call in quickstart.log.read_text().splitlines()]
+    assert names.count("download_cifar100.py") == 2
+    names = [name for name in names if name != "download_cifar100.py"]
+    assert names == 2 * ["train.py", "eval.py", "eval.py", "train.py", "eval.py", "report"]
 
 
 def test_quickstart_where_there_is_no_network(quickstart):

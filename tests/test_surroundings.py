@@ -32,7 +32,7 @@ def environment(**settings):
 def test_convolutions_of_uneven_groups_are_right(level):
     """Outputs and gradients of layers that uneven groups make, beside those in float64."""
     done = subprocess.run(
-        [sys.executable, SWEEP], capture_output=True, text=True, timeout=300,
+        [sys.executable, SWEEP], capture_output=True, text=True, timeout=600,
         env=environment(ONEDNN_MAX_CPU_ISA=level, TF_ENABLE_ONEDNN_OPTS="1"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]  # a kernel that writes too far aborts
@@ -94,6 +94,51 @@ def test_results_say_whether_onednn_is_on_and_on_what(twice, tmp_path, data_dir)
 )
 def test_instruction_sets(flags, title):
     assert rundir.instruction_set(f"model name : X\n{flags}\n") == title
+
+
+AVX512, AMX = "flags : avx2 avx512f avx512_bf16\n", "flags : avx2 avx512f avx512_bf16 amx_tile\n"
+
+
+@pytest.mark.parametrize(
+    "cpuinfo, limit, precision, device, says",
+    [
+        (AVX512, None, "bfloat16", "/CPU:0", "(this one: avx512_bf16)"),
+        (AVX512, "ALL", "bfloat16", "/CPU:1", "(this one: avx512_bf16)"),
+        (AMX, "AVX512_CORE_BF16", "bfloat16", "/CPU:0", "amx, oneDNN up to avx512_core_bf16)"),
+        (AMX, None, "bfloat16", "/CPU:0", None),
+        (AMX, "AVX512_CORE_AMX", "bfloat16", "/CPU:0", None),
+        (AVX512, None, "float32", "/CPU:0", None),
+        (AVX512, None, "bfloat16", "/GPU:0", None),
+        ("Features : asimd\n", None, "bfloat16", "/CPU:0", None),
+        ("", None, "bfloat16", "/CPU:0", None),
+    ],
+)
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_bfloat16_without_amx_is_called_slow(
+    cpuinfo, limit, precision, device, says, name, monkeypatch
+):
+    for other in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(other, raising=False)
+    if limit:
+        monkeypatch.setenv(name, limit)
+    monkeypatch.setattr(rundir, "_cpuinfo", lambda: cpuinfo)
+    monkeypatch.setattr(rundir, "is_x86", lambda: "Features" not in cpuinfo)
+    line = rundir.slow_precision(precision, device)
+    assert "\n" not in line and (says in line if says else line == "")
+
+
+def test_a_run_and_an_evaluation_say_that_bfloat16_is_slow(tmp_path, data_dir):
+    precision = ("--data_dir", data_dir, "--precision", "bfloat16")
+    env = environment(ONEDNN_MAX_CPU_ISA="AVX512_CORE_BF16")
+    for words in (
+        ("train.py", "--stage", "baseline", "--k", 1, "--num_residual_units", 1, "--max_steps", 1,
+         "--train_dir", tmp_path, "--batch_size", 8),
+        ("eval.py", "--checkpoint", tmp_path),
+    ):  # fmt: skip
+        done = python(*words, *precision, env=env)
+        assert done.returncode == 0, done.stderr
+        slow = "--precision bfloat16 may be slower than float32"
+        assert done.stdout.count(slow) == rundir.is_x86()
 
 
 # ---------------------------------------------------------------- other programs' settings

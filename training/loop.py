@@ -344,6 +344,9 @@ def _run(flags, data, run_info, strategy, interruption) -> int:
             f"{len(data['train'][1]):,} training images ({run_info['dataset']}); "
             f"{rundir.hardware()}"
         )
+        slow = rundir.slow_precision(flags.precision, [*flags.devices, devices.default_device()][0])
+        if slow:
+            utils.say(slow)
         loop = Loop(flags, run, trainer, data)
         loop.check_workers()
         if flags.stage == "group" and flags.schedule_for not in (None, len(data["train"][1])):
