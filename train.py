@@ -208,7 +208,8 @@ def _check_network(parser: utils.FlagParser, flags: argparse.Namespace, given: s
             f"--ngroups{max(named)} is of a network that can be split in so many levels, and "
             f"{flags.network} can in {number}: leave it out, or give --network alexnet"
         )
-    flags.ngroups = tuple(getattr(flags, f"ngroups{s}") for s in range(number, 0, -1))
+    ngroups = (flags.ngroups5, flags.ngroups4, flags.ngroups3, flags.ngroups2, flags.ngroups1)
+    flags.ngroups = ngroups[-number:]
     if not hasattr(kind, "num_residual_units"):
         if flags.num_residual_units != networks.NetworkConfig.num_residual_units:  # group.sh's own
             parser.error(
@@ -232,9 +233,9 @@ def _check_network(parser: utils.FlagParser, flags: argparse.Namespace, given: s
             settings |= cifar100.network_settings(flags.data_dir)
             kind(**{name: v for name, v in settings.items() if v is not None})
     except ValueError as error:
-        flags_of = [f"--ngroups{number - i} is {n}" for i, n in enumerate(kind.levels[-number:])]
-        levels = f" [{', '.join(flags_of)}]"
-        parser.error(f"{error}{levels if str(error).startswith('groups') else ''}")
+        names = [f"--ngroups{number - i} is {n}" for i, n in enumerate(kind.levels[-number:])]
+        tells = str(error).startswith("groups") and not of_base
+        parser.error(f"{error} [{', '.join(names)}]" if tells else str(error))
 
 
 def _check_schedule(parser: utils.FlagParser, flags: argparse.Namespace, given: set[str]) -> None:
