@@ -98,8 +98,6 @@ class Layer(resnet.Conv):
         self.sees_all = size is None
         size, resolution = size or self.side, config.convolved(level)
         super().__init__(name, size, inputs, outputs, resolution, stride, seed)
-        # Half of what goes into a ReLU is lost, and nothing normalizes what comes out.
-        self.kernel.assign(2**0.5 * self.kernel)
         self.biases = tf.Variable(tf.zeros(len(self.outputs)), name=f"{name}/biases")
         self.dropout = resnet.DropoutReLU(f"{name}/dropout", config.keep_prob(level))
 

@@ -223,7 +223,8 @@ def report(values: dict) -> None:
         f"{values['network']}, groups {values['groups']}, step {values['step']}, "
         f"{values['dataset']} {values['split']}: accuracy {values['accuracy']:.4f} "
         f"({values['correct']} of {values['num_examples']}), "
-        f"cross entropy {values['cross_entropy']:.4f}"
+        + (f"top-5 error {values['top5_error']:.4f}, " if "top5_error" in values else "")
+        + f"cross entropy {values['cross_entropy']:.4f}"
     )
     print(
         f"{values['weights']:,} weights, {values['flops']:,} FLOPs an image, "

@@ -16,13 +16,20 @@ import rundir
 from utils import tf
 
 
+MANY = 101  # classes from which on the error among the five likeliest counts as well
+
+
 @dataclasses.dataclass
 class Evaluation:
-    """Counts over a data set: `confusion[label, prediction]` int64; mean cross entropy; seconds."""
+    """Counts over a data set: `confusion[label, prediction]` int64; mean cross entropy; seconds.
+
+    `top5` is how many labels are among the five likeliest, where there are many classes.
+    """
 
     confusion: np.ndarray
     cross_entropy: float
     seconds_per_image: float
+    top5: int | None = None
 
     @property
     def num_examples(self) -> int:
@@ -43,7 +50,10 @@ def predictor(
     jit_compile: bool = False,
     image_size: int = cifar100.IMAGE_SIZE,
 ):
-    """`predict(images, labels)` -> predicted classes int64 `[B]` and the sum of cross entropies."""
+    """`predict(images, labels)` -> predicted classes int64 `[B]` and the sum of cross entropies.
+
+    Of MANY classes also the number of labels among the five likeliest.
+    """
     images_spec = tf.TensorSpec([None, image_size, image_size, 3])
     signature = [images_spec, tf.TensorSpec([None], tf.int32)]
 
@@ -51,7 +61,10 @@ def predictor(
     def predict(images, labels):
         logits = net(tf.cast(images, tf.as_dtype(precision)))
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-        return tf.argmax(logits, axis=1), tf.reduce_sum(losses)
+        values = tf.argmax(logits, axis=1), tf.reduce_sum(losses)
+        if logits.shape[1] < MANY:
+            return values
+        return *values, tf.math.count_nonzero(tf.math.in_top_k(labels, logits, 5))
 
     return predict
 
@@ -65,19 +78,21 @@ def evaluate(
     XLA does again.
     """
     confusion = np.zeros([num_classes] * 2, np.int64)
-    cross_entropy, times, sizes = 0.0, [], []
+    cross_entropy, times, sizes, top5 = 0.0, [], [], []
     for batch, targets in cifar100.evaluation_batches(images, labels, batch_size):
         start = time.perf_counter()
-        predictions, losses = (x.numpy() for x in predict(batch, targets))
+        predictions, losses, *hits = (x.numpy() for x in predict(batch, targets))
         times.append(time.perf_counter() - start)
         sizes.append(len(predictions))
         np.add.at(confusion, (targets.numpy(), predictions), 1)
         cross_entropy += float(losses)
+        top5 += map(int, hits)
     if confusion.sum() != len(labels):
         raise ValueError(f"evaluated {confusion.sum()} images of {len(labels)}")
     whole = [i for i, size in enumerate(sizes) if i and size == sizes[0]] or [0]
     seconds = sum(times[i] for i in whole) / (len(whole) * sizes[0])
-    return Evaluation(confusion, cross_entropy / len(labels), seconds)
+    hits = sum(top5) if top5 else None
+    return Evaluation(confusion, cross_entropy / len(labels), seconds, hits)
 
 
 def result(net, evaluation: Evaluation, **extra) -> dict:
@@ -100,6 +115,8 @@ def result(net, evaluation: Evaluation, **extra) -> dict:
         "hardware": rundir.hardware(),
         "versions": rundir.versions(),
     }
+    if evaluation.top5 is not None:
+        values["top5_error"] = 1 - evaluation.top5 / evaluation.num_examples
     return extra | values
 
 

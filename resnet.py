@@ -360,9 +360,9 @@ class Branch(tf.Module):
     @property
     def foldable(self) -> list[tuple[Conv, BatchNorm]]:
         """Besides those of the blocks: the first block passes on its normalized input alone."""
-        has_stem = self.first_level == 1 and self.config.stem
-        pooled = has_stem and self.config.stem[-1]  # in between
-        return [(self.init_conv, self.blocks[0].bn_1)] if has_stem and not pooled else []
+        if self.first_level > 1 or not self.config.stem or self.config.stem[-1]:
+            return []  # behind a max pool, batch normalization is of other values
+        return [(self.init_conv, self.stage(1)[0].bn_1)]
 
     def stage(self, level: int) -> list[Block]:
         """The blocks of unit_1, unit_2 or unit_3, in order."""

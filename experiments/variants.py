@@ -22,6 +22,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 import cifar100
 import grouping
+import networks
 import rundir
 import utils
 
@@ -122,7 +123,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser.usage = "%(prog)s KIND --FLAG VALUE ..."
     add = parser.add_argument
     add("kind", nargs="?", help=" | ".join(KINDS))
-    add("--groups", help="numbers of groups of unit_2, unit_3 and the classifier, such as 2-4-4")
+    add("--groups", help="numbers of groups, the classifier's last, such as 2-4-4")
     add("--basemodel", type=utils.path, default="", help="baseline whose classifier is clustered")
     add("--data_dir", type=utils.path, default="data/cifar100", help="for names and superclasses")
     add("--seed", type=utils.number(int, low=0, below=2**31), default=0,
@@ -133,7 +134,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"KIND is one of {', '.join(KINDS)}, got {flags.kind!r}")
     try:
         flags.groups = tuple(int(number) for number in flags.groups.split("-"))
-        grouping.NetworkConfig(groups=flags.groups, num_classes=max(2, *flags.groups))
+        levels = [f"level {number + 1}" for number in range(max(3, len(flags.groups)))]
+        networks.check_nesting(flags.groups, levels)
     except ValueError as error:
         parser.error(f"--groups are numbers such as 2-4-4: {error}")
     if (flags.kind == "clustering") != bool(flags.basemodel):
@@ -144,12 +146,12 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
 def make(flags: argparse.Namespace, data: dict) -> list[np.ndarray]:
     """The classes of every group."""
     num_classes = len(data["class_names"])
-    if flags.groups[2] > num_classes:
-        raise ValueError(f"{num_classes} classes make no {flags.groups[2]} groups: give fewer")
+    if flags.groups[-1] > num_classes:
+        raise ValueError(f"{num_classes} classes make no {flags.groups[-1]} groups: give fewer")
     if flags.kind == "semantic":
-        return semantic(flags.groups[2], data)
+        return semantic(flags.groups[-1], data)
     if flags.kind == "random":
-        return random(flags.groups[2], num_classes, flags.seed)
+        return random(flags.groups[-1], num_classes, flags.seed)
     import restore  # loads TensorFlow
 
     path = rundir.find_checkpoint(flags.basemodel)

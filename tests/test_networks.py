@@ -9,7 +9,9 @@ import pytest
 from conftest import fails, inside, python, randomize, train_flags
 from test_grouping import slow_weight_split, softmax
 
+import cifar100
 import grouping
+import metrics
 import networks
 import objective
 import resnet
@@ -153,6 +155,13 @@ def test_regularizers_are_those_of_a_loop(network, groups):
         total["weight_split"], np.square(expected).sum() / np.sum(expected), rtol=1e-5
     )
     np.testing.assert_allclose(total["overlap"], np.mean(terms["overlap"]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("network, groups", ONE_EACH)
+def test_regularizers_of_new_networks_are_one(network, groups):
+    config = networks.config_class(network)(**NARROW[network] | {"k": 0.5}, groups=groups)
+    values = grouping.regularizers(resnet.make(config)).values()
+    np.testing.assert_allclose(list(values), 1, atol=0.05)
 
 
 @pytest.mark.parametrize("network, groups", CASES)
@@ -397,6 +406,24 @@ def _as_synthetic(pictures, folder):
             os.link(os.path.join(pictures, f"{split}.npz"), copy / f"{split}.npz")
     utils.write_json(copy / "split.json", description | {"dataset": "synthetic"})
     return copy
+
+
+def test_top_5_errors_are_of_more_than_100_classes():
+    config = networks.config_class("resnet18")(k=0.0625, image_size=32, num_classes=150)
+    net, rng = randomize(resnet.make(config)), np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (30, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 150, 30).astype(np.int32)
+    ranks = np.argsort(-net(cifar100.standardize(pictures)).numpy(), axis=1)
+    labels[:12] = ranks[:12, 4]  # the fifth likeliest is one of five, the sixth is not
+    labels[12:20] = ranks[12:20, 5]
+    expected = sum(label in row[:5] for label, row in zip(labels, ranks, strict=True))
+    found = metrics.evaluate(metrics.predictor(net), pictures, labels, 7, 150)
+    assert found.top5 == expected >= 12
+    assert metrics.result(net, found)["top5_error"] == 1 - expected / 30
+    few = metrics.Evaluation(np.eye(100, dtype=int), 0.0, 0.0)
+    assert "top5_error" not in metrics.result(net, few)
+    few = resnet.ResNet(resnet.NetworkConfig(k=1))
+    assert metrics.evaluate(metrics.predictor(few), pictures, labels % 100, 7).top5 is None
 
 
 # ---------------------------------------------------------------- mistakes
