@@ -5,6 +5,7 @@ Colours: one for each group, and for a group of the classifier the same everywhe
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -108,7 +109,10 @@ def superclasses(groups: Sequence[Sequence[int]], data: dict) -> Figure:
         [[np.sum(superclass_of[np.array(g)] == s) for g in groups] for s in range(len(names))]
     )
     order = np.lexsort((-counts.max(axis=1), counts.argmax(axis=1)))
-    figure, ((axes,),) = _figure(1, 1, 10, 0.6 + 0.26 * len(names))
+    # Five classes of a superclass have room for their names in one line.
+    most = counts.sum(axis=1).max()
+    height, letters = (0.26, 99) if most <= 5 else (0.5, max(130 // most, 6))
+    figure, ((axes,),) = _figure(1, 1, 10, 0.6 + height * len(names))
     left = np.zeros(len(names))
     for number in range(len(groups)):
         values = counts[order, number]
@@ -119,8 +123,10 @@ def superclasses(groups: Sequence[Sequence[int]], data: dict) -> Figure:
         for row, superclass in enumerate(order):
             members = [c for c in groups[number] if superclass_of[c] == superclass]
             for place, c in enumerate(members):
+                name = data["class_names"][c].replace("_", " ")
+                name = textwrap.fill(name, letters, break_long_words=False, break_on_hyphens=False)
                 axes.text(
-                    left[row] + place + 0.5, row, data["class_names"][c].replace("_", " "),
+                    left[row] + place + 0.5, row, name,
                     ha="center", va="center", fontsize=7,
                 )  # fmt: skip
         left += values
