@@ -317,8 +317,8 @@ def _new_network_with(base, description: dict, flags, run_info: dict) -> resnet.
         check_dataset(flags.basemodel, description, run_info, flags.data_dir)
         others = config.num_classes != base.config.num_classes
     except ValueError:
-        # Of the same data set, divided in another way: its training images may be validated here.
-        if description.get("dataset") == run_info["dataset"] and "class_names" not in description:
+        # Of the same classes, divided in another way: its training images may be validated here.
+        if all(description.get(key) == run_info.get(key) for key in ("dataset", "class_names")):
             raise
         others = True
     if others:
