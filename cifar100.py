@@ -78,7 +78,10 @@ def describe(data_dir: str) -> dict:
     except NotADirectoryError:
         raise ValueError(f"{data_dir} is a file: name the folder of the data set") from None
     except OSError:
-        raise ValueError(f"no data set in {data_dir}: {GET_DATA.format(data_dir)}") from None
+        raise ValueError(
+            f"no data set in {data_dir}: {GET_DATA.format(data_dir)}; of other pictures: python "
+            f"make_dataset.py PICTURES --dataset_path {data_dir}"
+        ) from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         problem = str(error)
     if problem:
@@ -87,11 +90,12 @@ def describe(data_dir: str) -> dict:
 
 
 def network_settings(data_dir: str) -> dict[str, int]:
-    """`num_classes` and `image_size` that a data set asks of a network; CIFAR-100's without one."""
+    """`num_classes` and `image_size` that a data set asks of a network; none where there is no
+    data set, so that the network's own hold."""
     try:
         description = describe(data_dir)
     except ValueError:
-        return {"num_classes": NUM_CLASSES, "image_size": IMAGE_SIZE}
+        return {}
     sizes = {"num_classes": len(description["class_names"])}
     return sizes | {"image_size": description["image_size"]}
 

@@ -18,9 +18,9 @@ done
 source "$HERE/presets.sh"
 
 PRESET=${PRESET:-paper}
-DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
-CHECKPOINT=${CHECKPOINT:-$HERE/runs/$PRESET/split}
 use_preset "$PRESET"
+DATA_DIR=${DATA_DIR:-$HERE/data/$DATASET}
+CHECKPOINT=${CHECKPOINT:-$HERE/runs/$PRESET/split}
 find_python
 
 exec "$PYTHON" "$HERE/eval.py" \

@@ -19,9 +19,9 @@ done
 source "$HERE/presets.sh"
 
 PRESET=${PRESET:-paper} # of presets.sh, which says what it changes of the flags below
-DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
-TRAIN_DIR=${TRAIN_DIR:-$HERE/runs/$PRESET/group}
 use_preset "$PRESET"
+DATA_DIR=${DATA_DIR:-$HERE/data/$DATASET}
+TRAIN_DIR=${TRAIN_DIR:-$HERE/runs/$PRESET/group}
 find_python
 
 exec "$PYTHON" "$HERE/train.py" \

@@ -19,10 +19,10 @@ done
 source "$HERE/presets.sh"
 
 PRESET=${PRESET:-paper} # of presets.sh, which says what it changes of the flags below
-DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
+use_preset "$PRESET"
+DATA_DIR=${DATA_DIR:-$HERE/data/$DATASET}
 BASEMODEL=${BASEMODEL:-$HERE/runs/$PRESET/group}
 TRAIN_DIR=${TRAIN_DIR:-$HERE/runs/$PRESET/split}
-use_preset "$PRESET"
 find_python
 
 exec "$PYTHON" "$HERE/train.py" \

@@ -1,10 +1,12 @@
-"""The rows of the paper's CIFAR-100 tables, and the results of those that there are."""
+"""The rows of the paper's tables, and the results of those that there are."""
 
 from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Iterable
 
+import networks
 import train
 import utils
 
@@ -32,6 +34,22 @@ TABLE_1 = [
     ("Hierarchical (2-4-4)", "hier_2-4-4", 24.92, 25.98, 26.78, 24.80),
     ("Deep, three ways (3-3-3)", "deep_3-3-3", None, None, None, None),
 ]
+# Tables 3 and 4, on ILSVRC 2012, in the same form.
+OTHER_TABLES = {
+    "alexnet": [
+        ("AlexNet", "alexnet", None, None, None, 41.72),
+        ("1-1-3", "alexnet_1-1-3", None, None, 42.20, 42.07),
+        ("1-2-5", "alexnet_1-2-5", None, None, 43.20, 42.21),
+        ("2-4-8", "alexnet_2-4-8", None, None, 43.35, 43.02),
+        ("2x5", "alexnet_2x5", None, None, 44.99, 44.60),
+    ],
+    "resnet18": [
+        ("ResNet-18xk", "resnet18", None, None, None, 25.58),
+        ("1-1-3", "resnet18_1-1-3", None, None, 25.86, 24.90),
+        ("1-2-2", "resnet18_1-2-2", None, None, 26.41, 25.48),
+        ("2-2-2", "resnet18_2-2-2", None, None, 28.61, 26.45),
+    ],
+}
 # The paper's Table 2: % of weights and of FLOPs saved.
 TABLE_2 = {
     "fc_1-1-4": (0.35, 0), "shallow_1-2-2": (32.54, 14.63),
@@ -40,12 +58,25 @@ TABLE_2 = {
 
 
 def is_tree(row: str) -> bool:
-    return row not in ("baseline", "baseline_dropout", "narrow")
+    return row not in ("baseline", "baseline_dropout", "narrow", *OTHER_TABLES)
+
+
+def network_of(row: str) -> str:
+    """Name of a row's network in `networks.NETWORKS`."""
+    name = row.partition("_")[0]
+    return name if name in OTHER_TABLES else "wrn"
+
+
+def table_of(rows: Iterable[str]) -> list[tuple]:
+    """The paper's table, as TABLE_1, of some rows, which are of one network. Its first line is of
+    the network that is not split."""
+    return OTHER_TABLES.get(network_of(next(iter(rows))), TABLE_1)
 
 
 ROWS = [
     row + kind
-    for _, row, *_ in TABLE_1
+    for table in (TABLE_1, *OTHER_TABLES.values())
+    for _, row, *_ in table
     for kind in ("", *(f"-{v}" for v in VARIANTS if is_tree(row)))
 ]
 
@@ -94,14 +125,32 @@ def is_published(result: dict) -> bool:
     return os.path.basename(os.path.dirname(result["path"])) != "eval"
 
 
-def flags_of(result: dict, grouping: bool = False) -> dict:
-    """Flags of a result's run, or of the grouping that its tree was cut from ({} if none was)."""
+def _config_file(result: dict, grouping: bool = False) -> str:
     run, group = ("", "group") if is_published(result) else ("..", "../../group")
     folder = os.path.join(os.path.dirname(result["path"]), group if grouping else run)
-    config = os.path.join(folder, "config.json")
+    return os.path.join(folder, "config.json")
+
+
+def flags_of(result: dict, grouping: bool = False) -> dict:
+    """Flags of a result's run, or of the grouping that its tree was cut from ({} if none was)."""
+    config = _config_file(result, grouping)
     if grouping and not os.path.exists(config):
         return {}
     return DEFAULTS | utils.read_json(config)["flags"]
+
+
+def config_of(row: str, result: dict) -> networks.Config:
+    """What defines the network of a result."""
+    # Results that are older than other data sets lack these, which are CIFAR-100's by default.
+    settings = {name: result[name] for name in ("num_classes", "image_size") if name in result}
+    settings["groups"] = tuple(map(int, result["groups"].split("-")))
+    network = network_of(row)
+    if network == "wrn":
+        _, depth, k = result["network"].split("-")
+        settings |= {"num_residual_units": (int(depth) - 4) // 6, "k": float(k)}
+    else:
+        settings["k"] = utils.read_json(_config_file(result))["network"]["k"]
+    return networks.config_class(network)(**settings)
 
 
 def _check_complete(result: dict) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One row of the paper's CIFAR-100 tables: train, cut, finetune, evaluate. Every row has the same
+# One row of the paper's tables: train, cut, finetune, evaluate. All rows of a network have the same
 # number of epochs, and rows that share a stage share its run. experiments/run.sh alone lists them.
 #   PRESET=cpu SEED=1 RUNS=runs/try/seed1 experiments/run.sh deep_2-2-2 --l2_weight 2e-4
 # Flags after the row go to every training (train.py) that knows them. PRESET, SEED, DATA_DIR, RUNS
@@ -20,14 +20,19 @@ done
 # shellcheck source=presets.sh
 source "$HERE/presets.sh"
 
-export PRESET=${PRESET:-paper}
-export DATA_DIR=${DATA_DIR:-$HERE/data/cifar100}
+case ${1:-} in
+resnet18* | alexnet*) NETWORK=${1%%_*} OF_OTHERS=$NETWORK ;;
+*) NETWORK=wrn OF_OTHERS= ;;
+esac
+export PRESET=${PRESET:-${OF_OTHERS:-paper}}
+[ "$PRESET" != "$OF_OTHERS" ] || OF_OTHERS=
 SEED=${SEED:-0}
-RUNS=${RUNS:-$HERE/runs/$PRESET${K:+-k$K}/table/seed$SEED}
+RUNS=${RUNS:-$HERE/runs/${OF_OTHERS:+$OF_OTHERS-}$PRESET${K:+-k$K}/table/seed$SEED}
 case $RUNS in
 \~/*) RUNS=$HOME/${RUNS#??} ;; # in quotes, where the shell leaves it; the programs do the same
 esac
 use_preset "$PRESET"
+export DATA_DIR=${DATA_DIR:-$HERE/data/$DATASET}
 find_python
 export PYTHON
 
@@ -36,25 +41,48 @@ export PYTHON
 # rows, pulls on one weight with 1 / k, so gamma1 and gamma2 go with k. With a rate that goes with
 # 1 / k, late groups of k = 1 were not decided when gamma2 rose, and fell into one. So it is higher
 # there, and gamma2 grows more (docs/grouping.md). 8 was not tried.
-case ${K:-$WIDTH} in
-8) K_NARROW=5.75 ALIKE=(--gamma1 1.6 --gamma2 4 --group_lr_scale 7) ;;
-4) K_NARROW=2.875 ALIKE=() ;;
-2) K_NARROW=1.4375 ALIKE=(--gamma1 0.4 --gamma2 1 --group_lr_scale 80 --gamma2_growth 15) ;;
-1) K_NARROW=0.6875 ALIKE=(--gamma1 0.2 --gamma2 0.5 --group_lr_scale 288 --gamma2_growth 20) ;;
-*) fail "K is 1, 2, 4 or 8, not '$K': give a row another width by --k" ;;
+of_width() {
+    case $1 in
+    8) K_NARROW=5.75 ALIKE=(--gamma1 1.6 --gamma2 4 --group_lr_scale 7) ;;
+    4) K_NARROW=2.875 ALIKE=() ;;
+    2) K_NARROW=1.4375 ALIKE=(--gamma1 0.4 --gamma2 1 --group_lr_scale 80 --gamma2_growth 15) ;;
+    1) K_NARROW=0.6875 ALIKE=(--gamma1 0.2 --gamma2 0.5 --group_lr_scale 288 --gamma2_growth 20) ;;
+    *) fail "K is 1, 2, 4 or 8, not '$K': give a row another width by --k" ;;
+    esac
+    [ "${K:+$PRESET}" = cpu ] || ALIKE=()
+}
+
+# NET is for the stages that make a network, RATE for all.
+NET=(${K:+--k "$K"}) RATE=() ALIKE=()
+case $NETWORK/$PRESET in
+wrn/resnet18 | wrn/alexnet) fail "PRESET=$PRESET is for the rows ${PRESET}_..., not '$1'" ;;
+wrn/*) of_width "${K:-$WIDTH}" ;;
+resnet18/cpu) NET=(--network resnet18 --k "${K:-0.5}") ;; # layers as wide as WRN-16-4's
+alexnet/cpu)
+    NET=(--network alexnet --k "${K:-0.25}")
+    RATE=(--initial_lr 0.02) # more is too much without batch normalization
+    ALIKE=(--group_lr_scale 120)
+    ;;
+"$NETWORK/$NETWORK") ;;
+*) fail "the rows of $NETWORK are of the presets $NETWORK and cpu, not '$PRESET'" ;;
 esac
-[ "${K:+$PRESET}" = cpu ] || ALIKE=()
 
 SPLITS="fc_1-1-4 shallow_1-2-2 deep_2-2-2 hier_2-4-4 deep_3-3-3"
+OTHERS="resnet18_1-1-3 resnet18_1-2-2 resnet18_2-2-2 alexnet_1-1-3 alexnet_1-2-5 alexnet_2-4-8 alexnet_2x5"
 
 list_rows() {
     echo "baseline           the Wide ResNet, not split"
     echo "baseline_dropout   the same, dropout on the inputs of unit_2, unit_3 and the classifier"
-    echo "narrow             WRN-16-$K_NARROW: about as many weights as deep_2-2-2, not split"
+    echo "narrow             WRN-16-${K_NARROW:-5.75}: about as many weights as deep_2-2-2, not split"
     for split in $SPLITS; do
         echo "$split, $split-S, $split-C, $split-R"
     done
     echo "Without a suffix the groups are learned; -S: semantic, -C: clustering, -R: random."
+    echo "The paper's other networks, on ILSVRC 2012 (PRESET=cpu: smaller, on smaller pictures):"
+    echo "resnet18, alexnet  not split"
+    for split in $OTHERS; do
+        echo "$split, $split-R"
+    done
 }
 
 # The paper's flags. The rate drops as long before the end as that of split.sh.
@@ -82,13 +110,15 @@ baseline() { # DIRECTORY FLAG ...
 
 whole() { # DIRECTORY FLAG ...: a baseline of as many steps as group.sh and split.sh have together
     baseline "$1" ${ALL_FLAGS[@]+"${ALL_FLAGS[@]}"} \
-        --schedule_for "$TRAINING_IMAGES" ${K:+--k "$K"} "${@:2}"
+        --schedule_for "$TRAINING_IMAGES" \
+        ${NET[@]+"${NET[@]}"} ${RATE[@]+"${RATE[@]}"} "${@:2}"
 }
 
 first() { # DIRECTORY FLAG ...: a baseline of group.sh's steps, to be cut into given groups
     baseline "$1" --max_steps 200000 --lr_step_epoch 240,300 \
         ${FIRST_FLAGS[@]+"${FIRST_FLAGS[@]}"} \
-        --schedule_for "$TRAINING_IMAGES" ${K:+--k "$K"} "${@:2}"
+        --schedule_for "$TRAINING_IMAGES" \
+        ${NET[@]+"${NET[@]}"} ${RATE[@]+"${RATE[@]}"} "${@:2}"
 }
 
 evaluate() { # RUN FLAG ...
@@ -103,10 +133,17 @@ split_row() { # ROW FLAG ...
     *-C) kind=clustering ;;
     *-R) kind=random ;;
     esac
-    local split=${row%-[SCR]}
-    local -a numbers
-    IFS=- read -ra numbers <<<"${split#*_}"
-    local -a groups=(--ngroups3 "${numbers[0]}" --ngroups2 "${numbers[1]}" --ngroups1 "${numbers[2]}")
+    local split=${row%-[SCR]} level
+    local levels=${split#*_} # numbers of groups, from the input on
+    case $split in
+    alexnet_2x5) levels=2-2-2-2-2 ;;
+    alexnet_*) levels=1-1-$levels ;;
+    esac
+    local -a numbers groups=()
+    IFS=- read -ra numbers <<<"$levels"
+    for level in "${!numbers[@]}"; do
+        groups+=("--ngroups$((${#numbers[@]} - level))" "${numbers[level]}")
+    done
     local base=$RUNS/$row/group
     case $split in
     fc_* | shallow_*) keep=1 ;;
@@ -114,7 +151,8 @@ split_row() { # ROW FLAG ...
     if [ $kind = learned ]; then
         flags_of group "$@"
         TRAIN_DIR=$base bash "$HERE/group.sh" --seed "$SEED" "${groups[@]}" \
-            --dropout_keep_prob "$keep" ${K:+--k "$K"} ${ALIKE[@]+"${ALIKE[@]}"} ${FLAGS[@]+"${FLAGS[@]}"}
+            --dropout_keep_prob "$keep" ${NET[@]+"${NET[@]}"} ${RATE[@]+"${RATE[@]}"} \
+            ${ALIKE[@]+"${ALIKE[@]}"} ${FLAGS[@]+"${FLAGS[@]}"}
         evaluate "$base" --split val # what the cut costs, before finetuning
         evaluate "$base" --split val --mask
         flags_of split "$@"
@@ -122,7 +160,7 @@ split_row() { # ROW FLAG ...
     else
         [ "$keep" = 1 ] || shared=baseline_dropout
         base=$RUNS/shared/$shared$(tr -cs '[:alnum:].=_-' _ <<<"$*" | sed 's/_$//')
-        local -a make=("$kind" --groups "${split#*_}" --data_dir "$DATA_DIR" --seed "$SEED")
+        local -a make=("$kind" --groups "$levels" --data_dir "$DATA_DIR" --seed "$SEED")
         local file=$RUNS/$row/$kind.json
         mkdir -p "$RUNS/$row"
         # Groups that need no baseline come first: they may be impossible.
@@ -136,7 +174,7 @@ split_row() { # ROW FLAG ...
         groups+=(--groups "$file")
     fi
     BASEMODEL=$base TRAIN_DIR=$RUNS/$row/split \
-        bash "$HERE/split.sh" --seed "$SEED" "${groups[@]}" "$@"
+        bash "$HERE/split.sh" --seed "$SEED" "${groups[@]}" ${RATE[@]+"${RATE[@]}"} "$@"
     evaluate "$RUNS/$row/split"
 }
 
@@ -177,11 +215,11 @@ for word in "$@"; do
         ;;
     esac
 done
-case " $SPLITS " in
+case " $SPLITS $OTHERS " in
 *" ${ROW%-[SCR]} "*) split_row "$ROW" "$@" ;;
 *)
     case $ROW in
-    baseline) whole "$RUNS/$ROW" "$@" ;;
+    baseline | resnet18 | alexnet) whole "$RUNS/$ROW" "$@" ;;
     baseline_dropout) whole "$RUNS/$ROW" --dropout_keep_prob "$DROPOUT" "$@" ;;
     narrow) whole "$RUNS/$ROW" --k "$K_NARROW" "$@" ;;
     *)

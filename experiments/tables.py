@@ -1,12 +1,12 @@
-"""The paper's CIFAR-100 tables from result.json files: our numbers beside the paper's.
+"""The paper's tables from result.json files: our numbers beside the paper's.
 
     python -m experiments.tables                    those of results/
     python -m experiments.tables runs/cpu/table     of the rows that experiments/run.sh has made
     python -m experiments.tables --write FILE       into a page, between its markers
 
 A page has markers of all tables (docs/results.md), of the summary (README.md) or of the rows'
-commands (experiments/README.md). Errors are of the 10,000 test images, at the end of the last
-stage: nothing is picked.
+commands (experiments/README.md). Errors are of all test images, at the end of the last stage:
+nothing is picked.
 """
 
 from __future__ import annotations
@@ -26,18 +26,26 @@ import utils
 from experiments.rows import (
     RESULTS,
     ROWS,
-    TABLE_1,
     TABLE_2,
     VARIANTS,
+    config_of,
     find_results,
     flags_of,
     is_tree,
+    network_of,
+    table_of,
 )
 
 WRITERS = {"results": "tables", "summary": "tables", "commands": "tables", "trend": "trend"}
 MARKERS = {
     name: (f"<!-- {name}: written by experiments/{writer}.py -->", f"<!-- end of {name} -->")
     for name, writer in WRITERS.items()
+}
+# Of each network: the table of its test errors, and what the paper's numbers are of.
+PAPER = {
+    "wrn": ("Table 1", "WRN-16-8"),
+    "alexnet": ("Table 3", "AlexNet on ILSVRC 2012"),
+    "resnet18": ("Table 4", "ResNet-18x2 on ILSVRC 2012"),
 }
 KINDS = {"S": "semantic", "C": "clustering", "R": "random"}  # of groups; else they are learned
 
@@ -72,7 +80,7 @@ def _percent(results: list[dict] | None, paper: float | None) -> str:
 def table_1(results_by_row: dict[str, list[dict]]) -> str:
     """Test errors, by who made the groups."""
     lines = [["test error, % (paper)", "S: semantic", "C: clustering", "R: random", "learned"]]
-    for title, row, *paper in TABLE_1:
+    for title, row, *paper in table_of(results_by_row):
         names = [*(f"{row}-{variant}" for variant in VARIANTS), row]
         cells = [_percent(results_by_row.get(n), p) for n, p in zip(names, paper, strict=True)]
         if any(cells):
@@ -85,12 +93,12 @@ def table_2(results_by_row: dict[str, list[dict]]) -> str:
     shares = ["saved", "saved by equal groups", "saved in the paper"]
     head = ["network", "weights", *shares, "FLOPs", *shares, "error, %", "seeds", "pairs (chance)"]
     lines = [head]
-    whole = results_by_row.get("baseline", [None])[0]
+    whole = results_by_row.get(_not_split(results_by_row), [None])[0]
     for row in (name for name in ROWS if name in results_by_row):
         results = results_by_row[row]
         first = results[0]
         cells = [row]
-        equal = _equal_counts(first)
+        equal = _equal_counts(row, first)
         for i, name in enumerate(("weights", "flops")):
             count = statistics.mean(result[name] for result in results)
             cells.append(_count(name, count))
@@ -109,6 +117,16 @@ def table_2(results_by_row: dict[str, list[dict]]) -> str:
     return utils.markdown_table(lines)
 
 
+def _network(results_by_row: dict[str, list[dict]]) -> str:
+    """The network of all rows, as `networks.NETWORKS` names it."""
+    return network_of(next(iter(results_by_row)))
+
+
+def _not_split(results_by_row: dict[str, list[dict]]) -> str:
+    """The row of the network that the trees are cut from."""
+    return table_of(results_by_row)[0][1]
+
+
 def _count(name: str, count: float) -> str:
     return f"{count / 1e6:.3f} M" if name == "weights" else f"{count / 1e9:.3f} G"
 
@@ -121,12 +139,13 @@ def mistakes_table(results_by_row: dict[str, list[dict]]) -> str:
     """
     lines = [["mistakes, % (baseline's)", "within a group", "between groups"]]
     trees = [row for row in ROWS if row in results_by_row and is_tree(row)]
-    if not trees or "baseline" not in results_by_row:
+    whole = results_by_row.get(_not_split(results_by_row))
+    if not trees or not whole:
         return ""
     for row in trees:
         groups = [tree["group_classes"] for tree in results_by_row[row]]
         ours = [_mistakes(*pair) for pair in zip(results_by_row[row], groups, strict=True)]
-        baselines = [_mistakes(whole, of) for whole in results_by_row["baseline"] for of in groups]
+        baselines = [_mistakes(result, of) for result in whole for of in groups]
         means = zip(np.mean(ours, axis=0), np.mean(baselines, axis=0), strict=True)
         lines.append([row, *(f"{share:.2f} ({base:.2f})" for share, base in means)])
     return utils.markdown_table(lines)
@@ -138,23 +157,18 @@ def _mistakes(result: dict, groups: Sequence[Sequence[int]]) -> list[float]:
     return [100 * count / result["num_examples"] for count in counts]
 
 
-def _equal_counts(result: dict) -> tuple[int, int] | None:
+def _equal_counts(row: str, result: dict) -> tuple[int, int] | None:
     """Weights and FLOPs of equal groups for a tree's result."""
-    groups = tuple(map(int, result["groups"].split("-")))
-    if max(groups) == 1:
+    if not is_tree(row):
         return None
-    _, depth, k = result["network"].split("-")
-    # Results that are older than other data sets lack these, which are CIFAR-100's by default.
-    of_data = {name: result[name] for name in ("num_classes", "image_size") if name in result}
-    config = resnet.NetworkConfig((int(depth) - 4) // 6, float(k), groups=groups, **of_data)
-    return resnet.count(resnet.equal_tree(config))
+    return resnet.count(resnet.equal_tree(config_of(row, result)))
 
 
 def summary_table(results_by_row: dict[str, list[dict]]) -> str:
     """One line a network: its groups, what it costs, our error and the paper's."""
     head = ["network", "groups", "weights", "FLOPs", "test error, %", "paper's, %"]
     lines = [head]
-    for title, row, *paper in TABLE_1:
+    for title, row, *paper in table_of(results_by_row):
         for kind, error in zip(("", *VARIANTS), (paper[-1], *paper), strict=False):
             results = results_by_row.get(f"{row}-{kind}" if kind else row)
             if not results:
@@ -175,13 +189,14 @@ def summary_table(results_by_row: dict[str, list[dict]]) -> str:
 def commands_table(results_by_row: dict[str, list[dict]]) -> str:
     """The rows that the paper or we have a number of, with the words after experiments/run.sh."""
     lines = [["paper", "row", "paper's, %", "ours, %", "file"]]
-    for title, row, *paper in TABLE_1:
+    table, _ = PAPER[_network(results_by_row)]
+    for title, row, *paper in table_of(results_by_row):
         for kind, error in zip(("", *VARIANTS), (paper[-1], *paper), strict=False):
             name = f"{row}-{kind}" if kind else row
             results = results_by_row.get(name)
             if error is None and not results:
                 continue
-            where = "Table 1, 2" if name in (*TABLE_2, "baseline") else "Table 1"
+            where = f"{table}, 2" if name in (*TABLE_2, "baseline") else table
             words = title.replace("WRN-16-k", "WRN-16-8").partition(" (")[0]
             words += f", {KINDS.get(kind, 'learned')}" if is_tree(row) else ""
             file = f"`{RESULTS}/{name}/`" if results else ""  # where `publish` puts it
@@ -206,7 +221,7 @@ def _setting(results_by_row: dict[str, list[dict]]) -> str:
 
 def _notes(results_by_row: dict[str, list[dict]]) -> str:
     """What a reader has to know of the numbers, in sentences."""
-    notes = ["The paper's numbers are of WRN-16-8."]
+    notes = [f"The paper's numbers are of {PAPER[_network(results_by_row)][1]}."]
     numbers = {len(results) for results in results_by_row.values()} - {1}
     if numbers:
         of = f"{numbers.pop()} seeds" if len(numbers) == 1 else "several seeds"

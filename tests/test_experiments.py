@@ -9,9 +9,11 @@ import shutil
 import signal
 from concurrent import futures
 
+import numpy as np
 import pytest
 from conftest import REAL_ARCHIVE, ROOT, fails, inside, run_script, write_data
 
+import networks
 import objective
 import resnet
 import train
@@ -22,9 +24,12 @@ COUNTS = {"train": 100, "val": 20, "test": 100}
 
 
 def listed_rows():
-    """The rows that experiments/run.sh lists."""
+    """The rows that experiments/run.sh lists of the Wide ResNet, and those of other networks."""
     out = run_script("experiments/run.sh", PRESET="smoke").stdout
-    return re.findall(r"(?:^|, )(baseline\w*|narrow|\w+_\d-\d-\d(?:-[SCR])?)", out, re.MULTILINE)
+    names = r"(?:^|, )(baseline\w*|narrow|[a-z]+(?:18)?(?:_\d-\d-\d|_2x5)?(?:-[SCR])?)(?=,|\n| {2})"
+    listed = re.findall(names, out, re.MULTILINE)
+    others = [row for row in listed if rows.network_of(row) != "wrn"]
+    return [row for row in listed if row not in others], others
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def made(tmp_path_factory):
             PRESET="smoke", RUNS=str(root / "runs" / "seed0"), DATA_DIR=data,
         )  # fmt: skip
 
-    first, *rest = sorted(listed_rows(), key=lambda row: not row.endswith("-R"))
+    first, *rest = sorted(listed_rows()[0], key=lambda row: not row.endswith("-R"))
     run(first)  # trains the baseline that the other given groups share
     with futures.ThreadPoolExecutor(2) as pool:  # most of a row is TensorFlow's start, on one core
         list(pool.map(run, rest))
@@ -48,8 +53,14 @@ def made(tmp_path_factory):
 
 
 def test_every_row_of_the_tables_has_a_command():
-    listed = listed_rows()
+    listed, others = listed_rows()
     assert len(listed) == len(set(listed)) == 23
+    assert len(others) == len(set(others)) == 2 + 2 * (3 + 4)
+    for network, table in rows.OTHER_TABLES.items():
+        assert table[0][1] == network and rows.table_of([table[-1][1]]) == table
+        for _, row, *paper in table:
+            assert row in others and rows.network_of(row) == network
+            assert (f"{row}-R" in others) == (paper[2] is not None)
     for _, row, *paper in rows.TABLE_1:
         assert row in listed
         for variant, error in zip(rows.VARIANTS, paper, strict=False):
@@ -58,7 +69,7 @@ def test_every_row_of_the_tables_has_a_command():
 
 def test_every_row_runs(made):
     found = rows.find_results(str(made))
-    assert set(found) == set(listed_rows())
+    assert set(found) == set(listed_rows()[0])
     for row, [result] in found.items():
         assert result["split"] == "test" and result["num_examples"] == COUNTS["test"]
         numbers = re.search(r"\d-\d-\d", row)
@@ -463,6 +474,65 @@ def test_rows_have_the_same_number_of_steps(preset, k, caught):
         return abs(resnet.count(resnet.ResNet(resnet.NetworkConfig(k=k)))[0] - target)
 
     assert distance(narrow.k) == min(distance(narrow.k + d / 16) for d in (-1, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "row, groups",
+    [("resnet18_1-2-2", (1, 2, 2)), ("resnet18_2-2-2", (2, 2, 2)),
+     ("alexnet_1-1-3", (1, 1, 1, 1, 3)), ("alexnet_1-2-5", (1, 1, 1, 2, 5)),
+     ("alexnet_2-4-8", (1, 1, 2, 4, 8)), ("alexnet_2x5", (2, 2, 2, 2, 2))],
+)  # fmt: skip
+@pytest.mark.parametrize("preset", ["own", "cpu"])
+def test_rows_of_other_networks(preset, row, groups, caught):
+    """Their network and groups; steps and drops of the rate as those of the Wide ResNet's rows."""
+    network = rows.network_of(row)
+    preset = network if preset == "own" else preset
+    group, split = caught(preset, "experiments/run.sh", row)
+    [whole] = caught(preset, "experiments/run.sh", network)
+    first, given = caught(preset, "experiments/run.sh", f"{row}-R")
+    runs = (group, split, whole, first, given)
+    assert {run.network for run in (group, whole, first)} == {network}
+    config = networks.config_class(network)
+    wanted = config.k if preset == network else {"resnet18": 0.5, "alexnet": 0.25}[network]
+    assert {run.k for run in (group, whole, first)} == {wanted}
+    assert group.ngroups == split.ngroups == given.ngroups == groups
+    assert whole.max_steps == group.max_steps + split.max_steps
+    assert (first.max_steps, given.max_steps) == (group.max_steps, split.max_steps)
+    for name in ("batch_size", "initial_lr", "schedule_for", "preset", "data_dir"):
+        assert len({getattr(run, name) for run in runs}) == 1, name
+    assert whole.initial_lr == (0.1 if network == "resnet18" else 0.02 if preset == "cpu" else 0.01)
+    per_epoch = whole.schedule_for / whole.batch_size
+    left = [whole.max_steps / per_epoch - e for e in whole.lr_step_epoch]
+    ends = [split.max_steps / per_epoch - e for e in split.lr_step_epoch]
+    assert left == pytest.approx(ends, abs=0.1)
+
+
+def test_rows_of_networks_need_their_presets():
+    for row, preset, says in [("alexnet_2x5", "paper", "presets alexnet and cpu, not 'paper'"),
+                              ("resnet18", "alexnet", "presets resnet18 and cpu, not 'alexnet'"),
+                              ("deep_2-2-2", "resnet18", "PRESET=resnet18 is for the rows"),
+                              ("resnet18_2-2-3", "cpu", "no row 'resnet18_2-2-3'")]:  # fmt: skip
+        done = run_script("experiments/run.sh", row, PRESET=preset, check=False)
+        assert done.returncode == 2 and says in done.stderr.splitlines()[0], done.stderr
+
+
+def test_tables_of_another_network(published, tmp_path):
+    settings = {"network": "ResNet-18x0.5", "num_classes": 30, "image_size": 64, "dataset": "mine"}
+    settings["confusion_matrix"] = np.eye(30, dtype=int).tolist()
+    published("resnet18", weights=2_800_000, **settings)
+    settings |= {"groups": "2-2-2", "group_classes": np.arange(30).reshape(2, 15).tolist()}
+    folder = published("resnet18_2-2-2-R", correct=60, weights=1_500_000, **settings)
+    file = tmp_path / "resnet18_2-2-2-R" / "config.json"
+    utils.write_json(file, utils.read_json(file) | {"network": {"k": 0.5}})
+    text = tables.page(rows.find_results(folder))
+    assert "**on the mine data set**" in text and "are of ResNet-18x2 on ILSVRC 2012." in text
+    config = networks.config_class("resnet18")(
+        k=0.5, groups=(2, 2, 2), num_classes=30, image_size=64
+    )
+    equal = resnet.count(resnet.equal_tree(config))[0]
+    assert f"{100 * (1 - equal / 2_800_000):.1f} %" in text and "40.00 (28.61)" in text
+    assert "30.00 (25.58)" in text and "WRN" not in text
+    assert "| Table 4: 2-2-2, random" in tables.commands(rows.find_results(folder))
 
 
 def test_published_results_are_in_the_readme(monkeypatch):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, fails, inside, python, run_script
 
+import networks
 import train
 import utils
 
@@ -146,7 +147,7 @@ def test_scripts_keep_to_bash_3(pattern):
         assert [line for line in code if re.search(pattern, line)] == [], path
 
 
-@pytest.mark.parametrize("preset", ["paper", "cpu", "smoke"])
+@pytest.mark.parametrize("preset", ["paper", "cpu", "smoke", "resnet18", "alexnet"])
 @pytest.mark.parametrize("script", ["group.sh", "split.sh"])
 def test_presets_are_valid(script, preset, tmp_path):
     """The flags of a script, caught on their way to train.py, pass its checks."""
@@ -177,12 +178,18 @@ def test_presets_are_valid(script, preset, tmp_path):
     if preset == "paper" and script == "split.sh":
         assert (flags.max_steps, flags.l2_weight, flags.lr_step_epoch) == (120000, 5e-4, [100, 140])
         assert flags.dropout_keep_prob == 1 and not flags.bn_no_scale
+    if preset in networks.NETWORKS and script == "group.sh":
+        assert flags.network == preset and flags.k == networks.config_class(preset).k
+        assert flags.data_dir.endswith("/data/imagenet") and flags.schedule_for == 1281167
 
 
 def test_unknown_preset():
     for script in ("group.sh", "split.sh", "eval.sh", "quickstart.sh"):
         done = run_script(script, PRESET="huge", PYTHON=sys.executable, check=False)
-        assert done.returncode == 2 and "PRESET is paper, cpu or smoke" in done.stderr
+        assert (
+            done.returncode == 2
+            and "PRESET is paper, cpu, smoke, resnet18 or alexnet" in done.stderr
+        )
 
 
 def test_pipeline_with_flags_that_override(tmp_path, data_dir):
