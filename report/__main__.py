@@ -103,6 +103,10 @@ def summary(results: dict[str, dict], data: dict) -> str:
         )
     for number, classes in enumerate(groups):
         names = ", ".join(data["class_names"][c] for c in classes)
+        if len(classes) > figures.MANY:
+            whole, parts, _ = figures.contents(np.array(classes), data)
+            lists = (", ".join(whole), f"part of: {', '.join(parts)}" if parts else "")
+            names = "; ".join(filter(None, lists))
         title = f"group {number} ({len(classes)})"
         lines += textwrap.wrap(f"{title:<19}{names}", 100, subsequent_indent=" " * 19)
     return "\n".join(lines)

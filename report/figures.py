@@ -29,7 +29,8 @@ matplotlib.rcParams.update({
 
 TERMS = {"cross_entropy": "cross entropy", "overlap": "overlap $R_D$",
          "weight_split": "weight split $R_W$", "uniform": "uniform $R_E$"}  # fmt: skip
-MANY = 60  # classes of a leaf that are named
+MANY = 60  # classes of a group that are named, where no superclasses tell what is in it
+ROOM = 12  # classes of a superclass whose names have room in its bar
 HARD = "\N{NO-BREAK SPACE}"
 
 
@@ -109,9 +110,9 @@ def superclasses(groups: Sequence[Sequence[int]], data: dict) -> Figure:
         [[np.sum(superclass_of[np.array(g)] == s) for g in groups] for s in range(len(names))]
     )
     order = np.lexsort((-counts.max(axis=1), counts.argmax(axis=1)))
-    # Five classes of a superclass have room for their names in one line.
+    # Five classes of a superclass have room for their names in one line, and many have none.
     most = counts.sum(axis=1).max()
-    height, letters = (0.26, 99) if most <= 5 else (0.5, max(130 // most, 6))
+    height, letters = (0.5, max(130 // most, 6)) if 5 < most <= ROOM else (0.26, 99)
     figure, ((axes,),) = _figure(1, 1, 10, 0.6 + height * len(names))
     left = np.zeros(len(names))
     for number in range(len(groups)):
@@ -122,6 +123,10 @@ def superclasses(groups: Sequence[Sequence[int]], data: dict) -> Figure:
         )  # fmt: skip
         for row, superclass in enumerate(order):
             members = [c for c in groups[number] if superclass_of[c] == superclass]
+            if most > ROOM:
+                middle = left[row] + len(members) / 2
+                axes.text(middle, row, len(members) or "", ha="center", va="center", fontsize=7)
+                continue
             for place, c in enumerate(members):
                 name = data["class_names"][c].replace("_", " ")
                 name = textwrap.fill(name, letters, break_long_words=False, break_on_hyphens=False)
@@ -130,7 +135,7 @@ def superclasses(groups: Sequence[Sequence[int]], data: dict) -> Figure:
                     ha="center", va="center", fontsize=7,
                 )  # fmt: skip
         left += values
-    axes.set(yticks=range(len(names)), xticks=[], xlim=(0, counts.sum(axis=1).max()))
+    axes.set(yticks=range(len(names)), xticks=[], xlim=(0, most), ylim=(-0.6, len(names) - 0.4))
     axes.set_yticklabels([names[s].replace("_", " ") for s in order], fontsize=8)
     axes.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=min(len(groups), 4))
@@ -160,9 +165,10 @@ def samples(groups: Sequence[Sequence[int]], images, labels, data: dict, per_gro
         for axis in row[len(shown) :]:
             axis.set_axis_off()
         for place, (axis, c) in enumerate(zip(row, shown, strict=False)):
-            for number in np.flatnonzero(labels == c)[:1]:
-                axis.imshow(images[number])
-            axis.set_title(data["class_names"][c].replace("_", " "), fontsize=6.5, pad=2)
+            for first in np.flatnonzero(labels == c)[:1]:
+                axis.imshow(images[first])
+            name = textwrap.fill(data["class_names"][c].replace("_", " "), 16)
+            axis.set_title(name, fontsize=6.5, pad=2)
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set(visible=True, color=group_colour(number), linewidth=2.5)
@@ -235,7 +241,9 @@ def tree(net: resnet.Tree, data: dict, images=None, labels=None) -> Figure:
             scale * branch.own_flops(), colour,
         )  # fmt: skip
         if leaf:
-            text, classes = _contents(branch.classes, data, 0.95 * column)
+            whole, parts, classes = contents(branch.classes, data)
+            lists = (_fill("", whole, 0.95 * column), _fill("part of:", parts, 0.95 * column))
+            text = "\n".join(filter(None, lists))
             left, y = column * (first + 0.025), bottom + 0.12
             if images is not None:
                 y += _thumbnails(axes, left, y, 0.95 * column, images, labels, classes)
@@ -291,12 +299,14 @@ def _amounts(weights: int, flops: int) -> tuple[str, str]:
     return EngFormatter("FLOPs", places=1)(flops), f"{weights:,} weights"
 
 
-def _contents(classes: np.ndarray, data: dict, width: float) -> tuple[str, np.ndarray]:
-    """What a leaf tells apart, by superclass if there are any, and its classes in that order."""
+def contents(classes: np.ndarray, data: dict) -> tuple[list[str], list[str], np.ndarray]:
+    """What a leaf tells apart: the superclasses that it has whole, or else its classes; of which
+    others it has a part; and its classes in that order."""
     if not data["superclass_names"]:
-        names = [data["class_names"][c].replace("_", " ") for c in classes]
-        more = [f"and {len(names) - MANY} others"] if len(names) > MANY else []
-        return _fill("", names[:MANY] + more, width), classes
+        shown = _spread(classes, min(len(classes), MANY))
+        names = [data["class_names"][c].replace("_", " ") for c in shown]
+        more = [f"and {len(classes) - MANY} others"] if len(classes) > MANY else []
+        return names + more, [], classes
     names = [name.replace("_", " ") for name in data["superclass_names"]]
     superclass_of = np.array(data["superclass_of_class"])
     sizes = np.bincount(superclass_of)
@@ -304,9 +314,8 @@ def _contents(classes: np.ndarray, data: dict, width: float) -> tuple[str, np.nd
     order = np.lexsort((np.arange(len(sizes)), -counts, counts < sizes))
     whole = [names[s] for s in order if 0 < counts[s] == sizes[s]]
     parts = [f"{names[s]}{HARD}({counts[s]}/{sizes[s]})" for s in order if 0 < counts[s] < sizes[s]]
-    text = "\n".join(filter(None, (_fill("", whole, width), _fill("part of:", parts, width))))
     place = np.argsort(order)[superclass_of[classes]]  # of each class's superclass
-    return text, classes[np.argsort(place, kind="stable")]
+    return whole, parts, classes[np.argsort(place, kind="stable")]
 
 
 def _fill(prefix: str, names: Sequence[str], width: float) -> str:

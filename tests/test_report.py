@@ -60,6 +60,38 @@ def test_what_is_said_of_the_cut_is_not_rounded_up():
     assert "largest share 0.999 or more" in words and "99.999% or more of" in words
 
 
+@pytest.mark.parametrize("of", [0, 25])
+def test_a_thousand_classes_can_be_read(of):
+    """By superclass where there are any; else some of the classes are named."""
+    data = {
+        "class_names": [f"class number {c}" for c in range(1000)],
+        "superclass_names": [f"kind {s}" for s in range(of)],
+        "superclass_of_class": [c % of for c in range(1000)] if of else [],
+    }
+    groups = [list(range(0, 1000, 2)), list(range(1, 1000, 2))]
+    common = {"dataset": "mine", "num_examples": 9, "network": "AlexNet", "groups": "1-1-1-1-2",
+              "split": "test", "step": 1, "accuracy": 0.5, "weights": 2, "flops": 2,
+              "masked": False, "group_classes": groups}  # fmt: skip
+    results = (common, common | {"masked": True}, common | {"equal_groups": False})
+    words = page.summary(dict(zip(page.NAMES, results, strict=True)), data)
+    assert max(map(len, words.splitlines())) <= 100 and len(words.splitlines()) < 60
+    for text in ["kind 3 (20/40)", "part of: "] if of else ["class number 998", "and 440 others"]:
+        assert text in " ".join(words.split()).replace(figures.HARD, " ")
+    if of:
+        texts = [text.get_text() for text in figures.superclasses(groups, data).axes[0].texts]
+        assert texts == ["20"] * 50
+
+
+def test_samples_are_marked_with_their_own_group():
+    images, labels = np.zeros((40, 4, 4, 3), np.uint8), np.arange(40) % 4
+    data = {"class_names": ["a", "b", "a_class_of_a_long_name", "d"]}
+    axes = figures.samples([[0, 3], [1, 2]], images, labels, data, per_group=2).axes
+    assert [axis.get_ylabel() for axis in axes] == ["group 0", "", "group 1", ""]
+    colours = [axis.spines["left"].get_edgecolor()[:3] for axis in axes]
+    assert colours == [figures.group_colour(number)[:3] for number in (0, 0, 1, 1)]
+    assert axes[3].get_title() == "a class of a\nlong name"
+
+
 def test_pictures_of_few_layers_and_many_groups():
     assert len(figures.weights(grouped_net((1, 1, 4))).axes) == 3  # of one layer
     assert len(figures.weights(grouped_net((1, 2, 2))).axes) == 12
