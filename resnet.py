@@ -403,9 +403,15 @@ class Branch(tf.Module):
         levels = range(self.first_level, self.last_level + 1)
         return [block for level in levels for block in self.stage(level)]
 
+    def own_count(self) -> tuple[int, int]:
+        """Weights, and FLOPs per image, of this branch's own layers, without what is behind its
+        fork."""
+        behind = [count(branch) for branch in self.branches]
+        return tuple(whole - sum(of) for whole, *of in zip(count(self), *behind, strict=True))
+
     def own_flops(self) -> int:
-        """FLOPs per image of this branch's own layers, without what is behind its fork."""
-        return count(self)[1] - sum(count(branch)[1] for branch in self.branches)
+        """FLOPs per image of the same."""
+        return self.own_count()[1]
 
     def features(self, x, training=False, dropout_seed=None, wanted: slice | None = None):
         """This branch's own blocks: images or features in, features `[B, H, W, C]` out.

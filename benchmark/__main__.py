@@ -10,6 +10,8 @@ medians are given. No training and no data are needed: weights, images and group
     engines    inference of exported networks by the engines of other makers that are installed;
                only where --only names it
 
+`--network` takes the paper's other networks through the first two parts.
+
 Without GPUs the devices are logical CPU devices of one core each: one thread an operation, and as
 many operations at once as there are devices.
 """
@@ -25,6 +27,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+import networks
 import resnet
 import restore
 import rundir
@@ -35,6 +38,7 @@ from formats import files
 from utils import tf
 
 PARTS = ("parallel", "training", "pipeline", "engines")
+OTHER_PARTS = PARTS[:2]  # of other networks than the Wide ResNet
 # The paper's Table 5: (row, groups, devices, placement, the paper's speed-up if it has one). The
 # first is what the others are compared with; "dense" has no groups.
 ROWS = [
@@ -55,6 +59,17 @@ ROWS = [
     ("Deep, three ways", "3-3-3", 3, "branch", 2.22),
     ("Deep, three ways", "3-3-3", 3, "hybrid", None),
 ]
+# Splits of Tables 3 and 4, whose times the paper does not give.
+OTHER_SPLITS = {"resnet18": ("1-2-2", "2-2-2"), "alexnet": ("1-1-2-4-8", "2-2-2-2-2")}
+OTHER_ROWS = {
+    network: [("Baseline", "dense", 1, "single", 1.0)]
+    + [
+        ("Tree", groups, number, how, None)
+        for groups in splits
+        for number, how in ((1, "single"), (2, "branch"), (2, "hybrid"))
+    ]
+    for network, splits in OTHER_SPLITS.items()
+}
 # (stage, dropout_keep_prob): the first is what the others are compared with.
 STEPS = [("baseline", 1.0), ("group", 1.0), ("group", 0.5), ("split", 1.0), ("uneven split", 1.0)]
 # Networks whose exports are timed: groups, and the branch if it is one alone.
@@ -76,7 +91,11 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--devices", type=utils.names, default=[],
         help="of part parallel (default: the GPUs, else logical CPUs)")  # fmt: skip
-    add("--k", type=utils.factor, default=8, help="widening factor (default: 8)")
+    add("--network", default="wrn",
+        help=f"one of {', '.join(networks.NETWORKS)} (default: wrn; others: parts parallel and "
+        "training, and --peer keras)")  # fmt: skip
+    add("--k", type=utils.factor, help="widening factor (default: the paper's)")
+    add("--image_size", type=count, help="side of the images (default: the network's, 32 or 224)")
     add(
         "--batch_size",
         type=count,
@@ -113,8 +132,19 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         given = getattr(flags, name)
         if set(given) - set(known) or (name == "precision" and not given):
             parser.error(f"--{name} takes {', '.join(known)}, got {','.join(given)!r}")
+    if flags.network not in networks.NETWORKS:
+        known = ", ".join(networks.NETWORKS)
+        parser.error(f"--network takes one of {known}, got {flags.network!r}")
+    parts = PARTS[:3] if flags.network == "wrn" else OTHER_PARTS
     if not flags.only:
-        flags.only = [] if flags.peer else [part for part in PARTS if part != "engines"]
+        flags.only = [] if flags.peer else parts
+    if flags.network != "wrn" and (set(flags.only) - set(parts) or "torch" in flags.peer):
+        parser.error(
+            f"--network {flags.network} is for parts {' and '.join(parts)}, and --peer keras: "
+            "leave the rest out"
+        )
+    if flags.image_size and flags.network == "wrn":
+        parser.error("--image_size is for --network resnet18 and alexnet: leave it out")
     flags.output_file = flags.output_file or ("benchmark.json" if flags.only else "peers.json")
     for name in ("devices", "checkpoint"):
         if getattr(flags, name) and "parallel" not in flags.only:
@@ -125,27 +155,40 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
                 parser.error(f"--{name} has no effect in part engines: leave it out")
     if "torch" in flags.peer and not utils.is_installed("torch"):
         parser.error("--peer torch needs PyTorch: pip install torch")
+    flags.k = flags.k or networks.config_class(flags.network).k
+    flags.of = {"network": flags.network}
+    if flags.image_size:
+        flags.of["image_size"] = flags.image_size
     try:
-        for _, groups, *_ in ROWS if "parallel" in flags.only else []:
-            cases.network_config(flags.k, groups)
+        flags.config = cases.network_config(flags.k, "dense", **flags.of)
+        for _, groups, *_ in rows_of(flags.network) if "parallel" in flags.only else []:
+            cases.network_config(flags.k, groups, **flags.of)
     except ValueError as error:
-        parser.error(f"--k {flags.k} is too small for the table: {error}")
+        size = f" or --image_size {flags.image_size}" if flags.image_size else ""
+        parser.error(f"--k {flags.k:g}{size} is too small for the table: {error}")
     return flags
+
+
+def rows_of(network: str) -> list[tuple]:
+    """The rows of part parallel."""
+    return OTHER_ROWS.get(network, ROWS)
 
 
 # ---------------------------------------------------------------- parallel inference
 
 
 def parallel(flags: argparse.Namespace) -> Iterator[dict]:
-    """The rows of the paper's Table 5, each as it is measured."""
+    """The rows of the paper's Table 5, or the like of another network, each as it is measured."""
     gpus = range(len(tf.config.list_physical_devices("GPU")))
     devices = flags.devices or [f"/GPU:{n}" for n in gpus] or [f"/CPU:{n}" for n in range(3)]
     batch_size = flags.batch_size or 100
-    rows = [(row, (flags.k, groups), *others) for row, groups, *others in ROWS]
+    rows = [(row, (flags.k, groups), *others) for row, groups, *others in rows_of(flags.network)]
     if flags.checkpoint:
         path = _tree_checkpoint(flags)
         rows += [
-            ("Given", path, number, how, None) for row, _, number, how, _ in ROWS if row == "Deep"
+            ("Given", path, number, how, None)
+            for _, (_, groups), number, how, _ in rows
+            if set(groups.split("-")) == {"2"}
         ]
 
     def timed(net, number, how, precision):
@@ -153,7 +196,7 @@ def parallel(flags: argparse.Namespace) -> Iterator[dict]:
         # One thread an operation makes a core of each logical CPU device.
         threads = None if "GPU" in used[0].upper() else (1, number)
         return TimedProcess(
-            cases.make_inference, net, used, how, precision, batch_size, threads=threads
+            cases.make_inference, net, used, how, precision, batch_size, flags.of, threads=threads
         )
 
     for precision in flags.precision:
@@ -167,6 +210,7 @@ def parallel(flags: argparse.Namespace) -> Iterator[dict]:
                 used = stats["devices"]
                 yield {
                     "row": row,
+                    "network": flags.config.name,
                     "groups": stats["groups"],
                     "devices": number,
                     "placement": how,
@@ -177,6 +221,7 @@ def parallel(flags: argparse.Namespace) -> Iterator[dict]:
                     "speedup": measured["speedup"],
                     "ideal_speedup": baseline.about["flops"] / max(stats["device_flops"]),
                     "paper_speedup": paper if flags.k == 8 else None,
+                    "device_weights": max(stats["device_weights"]),
                     "device_memory": memory_per_device(stats, used),
                     "k": flags.k,
                     "repeats": flags.repeats,
@@ -194,8 +239,8 @@ def _tree_checkpoint(flags: argparse.Namespace) -> str:
     """Path of --checkpoint, which must be a tree of the width that the table is of."""
     path = rundir.find_checkpoint(flags.checkpoint)
     net = restore.load_network(path)[0]
-    dense = cases.network_config(flags.k, "dense").name
-    if not isinstance(net, resnet.SplitResNet) or net.config.name != dense:
+    dense = flags.config.name
+    if not isinstance(net, resnet.Tree) or net.config.name != dense:
         raise ValueError(
             f"{path} is no tree of a {dense}, which the table compares with: name one that "
             "split.sh made, and its --k"
@@ -210,7 +255,7 @@ def training(flags: argparse.Namespace) -> Iterator[dict]:
     """A row for each of STEPS; `relative` is its time in units of the first."""
     batch_size = flags.batch_size or 90
     for precision in flags.precision:
-        how = (flags.k, precision, batch_size)
+        how = (flags.k, precision, batch_size, flags.of)
         with TimedProcess(cases.make_training, *STEPS[0], *how) as baseline:
             for stage, keep_prob in STEPS:
                 with TimedProcess(cases.make_training, stage, keep_prob, *how) as other:
@@ -218,6 +263,7 @@ def training(flags: argparse.Namespace) -> Iterator[dict]:
                 yield {
                     "stage": stage,
                     "dropout_keep_prob": keep_prob,
+                    "network": flags.config.name,
                     "k": flags.k,
                     "precision": precision,
                     "batch_size": batch_size,
@@ -232,7 +278,7 @@ def compare_peers(flags: argparse.Namespace) -> Iterator[dict]:
     """Our step of stage baseline beside each peer's; `relative` is ours in units of theirs."""
     batch_size = flags.batch_size or 90
     for precision in flags.precision:
-        how = (flags.k, precision, batch_size)
+        how = (flags.k, precision, batch_size, flags.of)
         for peer in flags.peer:
             with (
                 TimedProcess(cases.make_training, *STEPS[0], *how) as ours,
@@ -242,6 +288,7 @@ def compare_peers(flags: argparse.Namespace) -> Iterator[dict]:
                 stats = theirs.stats(), ours.stats()
             yield {
                 "peer": peer,
+                "network": flags.config.name,
                 "k": flags.k,
                 "precision": precision,
                 "batch_size": batch_size,
@@ -374,6 +421,7 @@ PARALLEL_COLUMNS = {
     "speed-up": _of("speedup", ".2f"),
     "by FLOPs": _of("ideal_speedup", ".2f"),
     "paper": _of("paper_speedup", ".2f"),
+    "weights a device": _of("device_weights", ","),
     "MiB a device": _megabytes("device_memory"),
 }
 TRAINING_COLUMNS = {
@@ -412,7 +460,7 @@ def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
     utils.check_file(flags.output_file, "output_file")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # processes share the GPUs
-    name, cores = f"WRN-16-{flags.k:g}", rundir.num_cores()
+    name, cores = flags.config.name, rundir.num_cores()
     print(f"{name} on {rundir.hardware()}; medians of {flags.repeats} turns\n", flush=True)
     results = {"hardware": rundir.hardware(), "versions": rundir.versions()}
     if os.path.exists(flags.output_file):  # other parts that were measured alike stay

@@ -6,6 +6,7 @@ and groups are made up.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 
@@ -15,10 +16,12 @@ from PIL import Image
 import cifar100
 import grouping
 import metrics
+import networks
 import objective
 import pictures
 import resnet
 import restore
+from benchmark import frameworks
 from benchmark.dense import Horizontal, Vertical
 from benchmark.engines import random_images
 from benchmark.frameworks import LEARNING_RATE, random_batch
@@ -31,25 +34,28 @@ DENSE = {"horizontal": Horizontal, "vertical": Vertical}
 NUM_IMAGES = 10000  # made up, for the pipeline
 
 
-def network_config(k: float, groups: str) -> grouping.NetworkConfig:
-    numbers = (1, 1, 1) if groups == "dense" else tuple(map(int, groups.split("-")))
-    return grouping.NetworkConfig(k=k, groups=numbers)
+def network_config(k: float, groups: str, **of) -> networks.Config:
+    """`of` is what tells another network than the WRN, or other images: `frameworks.config`."""
+    config = frameworks.config(k, **of)
+    if groups == "dense":
+        return config
+    return dataclasses.replace(config, groups=tuple(map(int, groups.split("-"))))
 
 
-def equal_network(k: float, groups: str) -> resnet.ResNet | resnet.SplitResNet:
+def equal_network(k: float, groups: str, **of) -> resnet.Network:
     """The dense network, or the tree of equal groups."""
-    config = network_config(k, groups)
-    return resnet.equal_tree(config) if max(config.groups) > 1 else resnet.ResNet(config)
+    config = network_config(k, groups, **of)
+    return resnet.equal_tree(config) if max(config.groups) > 1 else resnet.make(config)
 
 
-def make_inference(net, devices, how, precision, batch_size):
+def make_inference(net, devices, how, precision, batch_size, of=None):
     """`net` is a number k with groups, such as (8, '2-2-2'), or the path of a tree."""
     devices = devices_.find_devices(devices)
-    net = restore.load_network(net)[0] if isinstance(net, str) else equal_network(*net)
-    flops = resnet.count(net)[1]
+    net = restore.load_network(net)[0] if isinstance(net, str) else equal_network(*net, **of or {})
+    weights, flops = resnet.count(net)
     placed = DENSE[how](net, devices) if how in DENSE else tree.place(net, devices, how)
-    predict = metrics.predictor(placed, precision)
-    images, labels = (tf.constant(x) for x in random_batch(batch_size))
+    predict = metrics.predictor(placed, precision, image_size=net.config.image_size)
+    images, labels = (tf.constant(x) for x in random_batch(batch_size, net.config))
 
     def step():
         predict(images, labels)[1].numpy()
@@ -58,6 +64,7 @@ def make_inference(net, devices, how, precision, batch_size):
         "groups": grouping.format_groups(net.config.groups),
         "flops": flops,
         "device_flops": getattr(placed, "device_flops", [flops]),
+        "device_weights": getattr(placed, "device_weights", [weights]),
         "devices": devices,
     }
 
@@ -83,18 +90,18 @@ def make_exported(k: float, groups: str, branch: int | None, batch_size: int, ca
     return step, {}
 
 
-def make_training(stage, keep_prob, k, precision, batch_size):
+def make_training(stage, keep_prob, k, precision, batch_size, of=None):
     """A step of a stage, with the regularizers and metrics that it has in train.py."""
-    config = resnet.NetworkConfig(
-        k=k, groups=(1, 1, 1) if stage == "baseline" else (2, 2, 2), dropout_keep_prob=keep_prob
-    )
-    net = resnet.ResNet(config)
+    config = network_config(k, "dense", **of or {})
+    groups = config.groups if stage == "baseline" else (2,) * len(config.groups)
+    config = dataclasses.replace(config, groups=groups, dropout_keep_prob=keep_prob)
+    net = resnet.make(config)
     if stage == "split":
         net = resnet.equal_tree(config)
     elif stage == "uneven split":
         net = resnet.split(net)  # by groups that nothing has evened out, as no learned ones are
     trainer = objective.Trainer(net, objective.Objective(precision=precision), {})
-    images, labels = (tf.constant(x) for x in random_batch(batch_size))
+    images, labels = (tf.constant(x) for x in random_batch(batch_size, config))
     rate = tf.constant(LEARNING_RATE)
 
     def step():

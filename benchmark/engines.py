@@ -44,8 +44,9 @@ def make_torch(k: float, batch_size: int, calls: int):
 
     torch.set_num_threads(rundir.num_cores())
     device = "cpu"
-    net = frameworks.torch_network(k, device).eval()
-    images, _ = frameworks.torch_images(batch_size, device)
+    of = frameworks.config(k)
+    net = frameworks.torch_network(of, device).eval()
+    images, _ = frameworks.torch_images(of, batch_size, device)
 
     def step():
         with torch.inference_mode():

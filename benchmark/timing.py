@@ -14,6 +14,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 
@@ -120,7 +121,8 @@ def main() -> None:
     except (EOFError, BrokenPipeError):
         pass  # the other side has seen enough
     except Exception as error:
-        pipe.send(ValueError(" ".join(str(error).split()) or repr(error)))
+        words = " ".join(str(error).split()) or repr(error)
+        pipe.send(ValueError(textwrap.shorten(words, 400)))
 
 
 def _peak_memory() -> int:

@@ -6,7 +6,7 @@ what it gives each device to do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import resnet
 from parallel.devices import gpu_names
@@ -60,7 +60,7 @@ class PlacedTree:
         return best[len(leaves)][1]
 
     def _flops_behind_trunk(self, leaves: list[resnet.Branch]) -> int:
-        return sum(_flops(branch, leaves) for branch in self.tree.branches)
+        return sum(branch.own_flops() for branch in _ways(self.tree, leaves))
 
     @property
     def device_flops(self) -> list[float]:
@@ -68,6 +68,15 @@ class PlacedTree:
         trunk_share = 1 / len(self.devices) if self.hybrid else 1
         trunk = trunk_share * self.tree.own_flops()
         return [trunk + self._flops_behind_trunk(leaves) for leaves in self.leaves]
+
+    @property
+    def device_weights(self) -> list[int]:
+        """Weights that each device holds."""
+        trunk = self.tree.own_count()[0]
+        return [
+            trunk + sum(branch.own_count()[0] for branch in _ways(self.tree, leaves))
+            for leaves in self.leaves
+        ]
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         """Logits float32 `[B, num_classes]` of images `[B, H, W, 3]`."""
@@ -99,11 +108,12 @@ class PlacedTree:
         return logits
 
 
-def _flops(branch: resnet.Branch, leaves: list[resnet.Branch]) -> int:
-    """FLOPs per image of what leads from a branch's input to those of its leaves."""
-    if not any(leaf in leaves for leaf in branch.leaves()):
-        return 0
-    return branch.own_flops() + sum(_flops(child, leaves) for child in branch.branches)
+def _ways(branch: resnet.Branch, leaves: list[resnet.Branch]) -> Iterator[resnet.Branch]:
+    """The branches behind a fork that lead to some leaves, and these."""
+    for child in branch.branches:
+        if any(leaf in leaves for leaf in child.leaves()):
+            yield child
+            yield from _ways(child, leaves)
 
 
 def split_batch(images: tf.Tensor, number: int) -> list[tf.Tensor]:

@@ -272,8 +272,7 @@ def _box(axes, branch, left, columns, top, bottom, width, colour) -> Rectangle:
     names = branch.config.levels
     last = branch.last_level if branch.num_branches else len(names)
     stages = ", ".join(names[branch.first_level - 1 : last])
-    weights = resnet.count(branch)[0] - sum(resnet.count(b)[0] for b in branch.branches)
-    text = "\n".join([stages, *_amounts(weights, branch.own_flops())])
+    text = "\n".join([stages, *_amounts(*branch.own_count())])
     center = left + columns / 2
     label = axes.text(center, (top + bottom) / 2, text, ha="center", va="center")
     beside = label.get_window_extent().width / axes.figure.dpi + 0.06

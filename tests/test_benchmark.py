@@ -1,5 +1,6 @@
 """The benchmark, its timed processes, and what the devices have to do by FLOPs."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -117,6 +118,47 @@ def test_keras_peer(precision, tmp_path):
     assert row["peer"] == "keras" and row["precision"] == precision
     assert row["relative"] == pytest.approx(row["our_seconds_per_step"] / row["seconds_per_step"])
     assert row["peak_memory"] > 0 and row["our_peak_memory"] > 0
+
+
+@pytest.mark.parametrize("network, k, size", [("resnet18", 0.125, 32), ("alexnet", 0.03125, 64)])
+def test_keras_has_the_same_network(network, k, size):
+    config = frameworks.config(k, network=network, image_size=size)
+    model, net = frameworks.keras_model(config, "float32"), resnet.make(config)
+    shapes = [sorted(tuple(v.shape) for v in of.trainable_variables) for of in (model, net)]
+    kernels = [[s for s in of if len(s) == 4] for of in shapes]
+    if network == "alexnet":  # its fully connected layers are convolutions here
+        kernels = [[s for s in of if s[0] not in (1, config.resolution(5))] for of in kernels]
+    assert kernels[0] == kernels[1] and len(kernels[0]) == (20 if network == "resnet18" else 5)
+    assert sum(map(np.prod, shapes[0])) == sum(map(np.prod, shapes[1]))
+
+
+def test_other_networks(monkeypatch, tmp_path):
+    """What a device holds of a tree; only what is there for them is taken."""
+    monkeypatch.setitem(benchmark.OTHER_ROWS, "alexnet", benchmark.OTHER_ROWS["alexnet"][::5])
+    monkeypatch.setattr(benchmark, "STEPS", benchmark.STEPS[:1])
+    small = ["--network", "alexnet", "--k", 0.03125, "--image_size", 64, "--batch_size", 2]
+    flags = [*small, "--repeats", 1, "--output_file", tmp_path / "b.json"]
+    status, out, error = inside("benchmark", *flags)
+    assert status == 0, error
+    found = utils.read_json(tmp_path / "b.json")
+    dense, tree = found["parallel"]
+    config = cases.network_config(0.03125, "2-2-2-2-2", network="alexnet", image_size=64)
+    net = resnet.equal_tree(config)
+    half = net.own_count()[0] + max(resnet.count(branch)[0] for branch in net.branches)
+    assert (
+        dense["device_weights"]
+        == resnet.count(resnet.make(dataclasses.replace(config, groups=(1,) * 5)))[0]
+    )
+    assert (tree["devices"], tree["groups"], tree["device_weights"]) == (2, "2-2-2-2-2", half)
+    assert "AlexNet-x0.03125" in out and found["training"][0]["network"] == "AlexNet-x0.03125"
+    for more, says in [
+        (["--only", "engines"], "parts parallel and training"),
+        (["--peer", "torch"], "--peer keras"),
+        (["--image_size", 20], "57 or more"),
+    ]:
+        fails("benchmark", *small, *more, status=2, says=says)
+    fails("benchmark", "--image_size", 64, status=2, says="--network resnet18 and alexnet")
+    fails("benchmark", "--network", "vgg", status=2, says="one of wrn, resnet18, alexnet")
 
 
 def test_what_is_refused(tmp_path):
