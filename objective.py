@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import grouping
+import networks
 import resnet
 import rundir
 from utils import tf
@@ -239,23 +240,38 @@ def fit_schedule(flags: argparse.Namespace, num_images: int) -> str:
     )
 
 
-def slow_groups(flags: argparse.Namespace, num_classes: int, steps_per_epoch: float) -> list[str]:
-    """A warning where the classes' groups have too few steps to get sharp (docs/grouping.md), or
-    none."""
+def slow_groups(
+    flags: argparse.Namespace, config: networks.Config, steps_per_epoch: float
+) -> list[str]:
+    """A warning where the slowest groups of a network have too few steps to get sharp
+    (docs/grouping.md), or none."""
     if flags.group_equal_growth or not flags.gamma1:
         return []
-    # A factor of e takes 14 D steps at a rate of 0.1, and 8 of them make a group sharp.
+    # A factor of e takes a matrix of two groups V D steps at a rate of 0.1, V being how many values
+    # R_D is the mean of. 8 of them make a group sharp.
+    shapes = grouping.indicator_shapes(config)
+    times = {
+        name: (len(shapes) - 1)
+        * size
+        * groups
+        * (groups - 1)
+        / 2
+        * (2 if name in ("p1", "q1") else 1)
+        for name, (groups, size) in shapes.items()
+    }
+    slowest = max(times, key=times.get)
     pace = flags.initial_lr / 0.1 * flags.gamma1 * flags.group_lr_scale
-    needed = 8 * 14 * num_classes / pace
+    needed = 8 * times[slowest] / pace
     end = min([flags.max_steps, *(epoch * steps_per_epoch for epoch in flags.lr_step_epoch)])
     there = end - flags.group_start_epoch * steps_per_epoch
     if needed <= there:
         return []
     scale = flags.group_lr_scale * needed / max(there, 1)
+    kind = "classes" if slowest == "q1" else f"features ({slowest})"
     return [
-        f"the groups of {num_classes:,} classes need about {needed:,.0f} steps to get sharp and "
-        f"have {max(there, 0):,.0f} at the full rate: give --group_lr_scale {scale:.2g} or more, "
-        "or more steps (docs/grouping.md)"
+        f"the groups of {shapes[slowest][1]:,} {kind} need about {needed:,.0f} steps to get sharp "
+        f"and have {max(there, 0):,.0f} at the full rate: give --group_lr_scale {scale:.2g} or "
+        "more, or more steps (docs/grouping.md)"
     ]
 
 

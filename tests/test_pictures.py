@@ -17,6 +17,7 @@ from PIL import Image
 
 import cifar100
 import make_dataset
+import networks
 import objective
 import pictures
 import predict
@@ -655,9 +656,18 @@ def test_a_schedule_fits_the_number_of_images():
 
 def test_groups_that_need_more_steps_are_warned_of():
     flags, _ = fitted(45000, "--max_steps=3000", "--schedule_for=45000")
-    assert not objective.slow_groups(flags, 10, 500)
-    [line] = objective.slow_groups(flags, 1000, 500)
+
+    def slow(network, **settings):
+        return objective.slow_groups(flags, networks.config_class(network)(**settings), 500)
+
+    groups = {"groups": (2, 2, 2)}
+    assert not slow("wrn", k=0.25, num_classes=10, **groups)
+    [line] = slow("wrn", k=0.5, num_classes=1000, **groups)
     assert "1,000 classes need about 112,000 steps" in line and "--group_lr_scale 37" in line
+    [line] = slow("alexnet", groups=(2,) * 5)
+    assert "4,096 features (p1) need about 327,680 steps" in line
+    [line] = slow("wrn", k=0.5, num_classes=100, groups=(1, 1, 4))  # six pairs of groups
+    assert "100 classes need about 9,600 steps" in line
 
 
 def test_weights_of_a_network_with_other_classes(pipelines, kinds, folder):

@@ -12,7 +12,9 @@ from PIL import Image
 
 import cifar100
 import metrics
+import networks
 import objective
+import pictures
 import predict
 import resnet
 import rundir
@@ -38,6 +40,25 @@ def write(path, pixels):
 def predicted(*words):
     status, out, error = inside("predict.py", "--json", "True", *words)
     return status, [json.loads(line) for line in out.splitlines()], error
+
+
+def test_a_picture_is_cropped_as_in_an_evaluation(tmp_path):
+    """A checkpoint tells how much of the centre that is; of ILSVRC 7/8."""
+    config = networks.config_class("alexnet")(k=0.03125, image_size=64, num_classes=6)
+    net, names = resnet.make(config), list("abcdef")
+    run_info = {"stage": "baseline", "dataset": "mine", "class_names": names, "centre": 0.875}
+    with rundir.Run(str(tmp_path / "run")) as run:
+        run.save(objective.Trainer(net, objective.Objective(), run_info).checkpoint, 1)
+    path = write(tmp_path / "a.png", RNG.integers(0, 256, (96, 120, 3), np.uint8))
+    status, [line], error = predicted(path, "--checkpoint", run.directory)
+    assert status == 0, error
+    shares = {entry["class"]: entry["probability"] for entry in line["classes"]}
+    for centre, same in [(0.875, True), (1.0, False)]:
+        image = pictures.read_picture(str(path), 64, centre)
+        logits = net(cifar100.standardize(tf.constant(image[None])))[0]
+        expected = dict(zip(names, tf.nn.softmax(logits).numpy(), strict=True))
+        close = [share == pytest.approx(expected[name], abs=1e-6) for name, share in shares.items()]
+        assert all(close) == same
 
 
 def test_pictures_of_the_data_set_get_the_classes_of_an_evaluation(tree, data_dir, tmp_path):

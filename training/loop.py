@@ -350,7 +350,7 @@ def _run(flags, data, run_info, strategy, interruption) -> int:
         loop = Loop(flags, run, trainer, data)
         loop.check_workers()
         if flags.stage == "group" and flags.schedule_for not in (None, len(data["train"][1])):
-            for line in slow_groups(flags, net.config.num_classes, loop.steps_per_epoch):
+            for line in slow_groups(flags, net.config, loop.steps_per_epoch):
                 utils.say(line)
         if path:
             restore.print_changed_flags(path, flags, step, len(data["train"][1]))
