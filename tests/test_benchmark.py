@@ -91,6 +91,7 @@ def test_the_whole_benchmark(monkeypatch, tmp_path):
     # Another part is added to what is there, but not to what another machine measured.
     other = {"images_per_second_per_core": 1, "wait_share": 0.5}
     monkeypatch.setattr(benchmark, "pipeline", lambda flags: other)
+    monkeypatch.setattr(benchmark, "files_pipeline", lambda flags: found["pipeline"]["files"])
     assert inside("benchmark", *flags, "--only", "pipeline")[0] == 0
     again = utils.read_json(file)
     assert again["parallel"] == found["parallel"] and again["pipeline"] != found["pipeline"]
