@@ -60,8 +60,8 @@ wrn/*) of_width "${K:-$WIDTH}" ;;
 resnet18/cpu) NET=(--network resnet18 --k "${K:-0.5}") ;; # layers as wide as WRN-16-4's
 alexnet/cpu)
     NET=(--network alexnet --k "${K:-0.25}")
-    RATE=(--initial_lr 0.02) # more is too much without batch normalization
-    ALIKE=(--group_lr_scale 120)
+    RATE=(--initial_lr 0.05) # less than with batch normalization
+    ALIKE=(--group_lr_scale 48)
     ;;
 "$NETWORK/$NETWORK") ;;
 *) fail "the rows of $NETWORK are of the presets $NETWORK and cpu, not '$PRESET'" ;;
