@@ -164,14 +164,16 @@ if [ -n "$PICTURES" ]; then
 elif [ -n "${SIZE[*]-}" ]; then
     fail "--image_size is of --data PICTURES"
 fi
-export DATA_DIR=${DATA_DIR:-$HERE/data/${NAME:-cifar100}}
+use_preset "$PRESET"
+export DATA_DIR=${DATA_DIR:-$HERE/data/${NAME:-$DATASET}}
 RUNS=${RUNS:-$HERE/runs/$PRESET${NAME:+-$NAME}}
 [ -z "$ARCHIVE" ] || [ -z "$SYNTHETIC" ] || fail "--archive and --synthetic exclude each other"
 [ -z "$ARCHIVE" ] || [ -e "$ARCHIVE" ] || fail "there is no archive '$ARCHIVE'"
 case $DATA_DIR in
 *://*) fail "DATA_DIR is a folder on this machine, not '$DATA_DIR'" ;;
 esac
-use_preset "$PRESET"
+[ "$DATASET" = cifar100 ] || [ -n "$PICTURES" ] || [ -e "$DATA_DIR/split.json" ] ||
+    fail "PRESET=$PRESET is not for CIFAR-100: give --data PICTURES (docs/imagenet.md)"
 
 make_environment "$HERE/requirements.txt"
 export PYTHON

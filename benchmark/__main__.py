@@ -155,6 +155,12 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
                 parser.error(f"--{name} has no effect in part engines: leave it out")
     if "torch" in flags.peer and not utils.is_installed("torch"):
         parser.error("--peer torch needs PyTorch: pip install torch")
+    _set_network(parser, flags)
+    return flags
+
+
+def _set_network(parser: utils.FlagParser, flags: argparse.Namespace) -> None:
+    """Set `k`, `config` and `of`, which tells `cases` what the network is beside its k."""
     flags.k = flags.k or networks.config_class(flags.network).k
     flags.of = {"network": flags.network}
     if flags.image_size:
@@ -166,7 +172,6 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     except ValueError as error:
         size = f" or --image_size {flags.image_size}" if flags.image_size else ""
         parser.error(f"--k {flags.k:g}{size} is too small for the table: {error}")
-    return flags
 
 
 def rows_of(network: str) -> list[tuple]:

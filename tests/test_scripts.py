@@ -190,6 +190,8 @@ def test_unknown_preset():
             done.returncode == 2
             and "PRESET is paper, cpu, smoke, resnet18 or alexnet" in done.stderr
         )
+    done = run_script("quickstart.sh", PRESET="alexnet", DATA_DIR="/no", check=False)
+    assert done.returncode == 2 and "give --data PICTURES" in done.stderr
 
 
 def test_pipeline_with_flags_that_override(tmp_path, data_dir):
