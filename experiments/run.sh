@@ -20,14 +20,20 @@ done
 # shellcheck source=presets.sh
 source "$HERE/presets.sh"
 
+# The other networks have presets of their own names.
 case ${1:-} in
-resnet18* | alexnet*) NETWORK=${1%%_*} OF_OTHERS=$NETWORK ;;
-*) NETWORK=wrn OF_OTHERS= ;;
+resnet18*) NETWORK=resnet18 PRESET=${PRESET:-resnet18} ;;
+alexnet*) NETWORK=alexnet PRESET=${PRESET:-alexnet} ;;
+*) NETWORK=wrn PRESET=${PRESET:-paper} ;;
 esac
-export PRESET=${PRESET:-${OF_OTHERS:-paper}}
-[ "$PRESET" != "$OF_OTHERS" ] || OF_OTHERS=
+export PRESET
 SEED=${SEED:-0}
-RUNS=${RUNS:-$HERE/runs/${OF_OTHERS:+$OF_OTHERS-}$PRESET${K:+-k$K}/table/seed$SEED}
+FOLDER=$PRESET
+case $NETWORK in
+wrn | "$PRESET") ;;
+*) FOLDER=$NETWORK-$PRESET ;;
+esac
+RUNS=${RUNS:-$HERE/runs/$FOLDER${K:+-k$K}/table/seed$SEED}
 case $RUNS in
 \~/*) RUNS=$HOME/${RUNS#??} ;; # in quotes, where the shell leaves it; the programs do the same
 esac
