@@ -37,7 +37,10 @@ for number in utils.Interruption.STATUS:
         signal.signal(number, default)
 
 
-LONGEST = ("test_experiments", "test_synthetic", "test_surroundings", "test_processes")
+LONGEST = (
+    "test_experiments", "test_distribute", "test_benchmark", "test_surroundings", "test_processes",
+    "test_synthetic",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
