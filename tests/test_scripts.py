@@ -151,6 +151,8 @@ def test_scripts_keep_to_bash_3(pattern):
 @pytest.mark.parametrize("script", ["group.sh", "split.sh"])
 def test_presets_are_valid(script, preset, tmp_path):
     """The flags of a script, caught on their way to train.py, pass its checks."""
+    if preset == "alexnet":  # whose file has its layers in it
+        pytest.importorskip("tensorflow")
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\nshift\nfor word; do echo "$word"; done\n')
     fake.chmod(0o755)
