@@ -358,9 +358,9 @@ def test_the_pipeline_from_a_baseline_to_the_page(network, pictures, tmp_path):
     assert "was complete before" in done
 
 
-def test_stopped_and_resumed_is_never_stopped(pictures, tmp_path):
-    """Of ResNet-18 all that a step depends on is the Wide ResNet's (test_resume.py)."""
-    network, flags = "alexnet", {"dropout_keep_prob": 0.5} | FIVE
+@pytest.mark.parametrize("network", NARROW)
+def test_stopped_and_resumed_is_never_stopped(network, pictures, tmp_path):
+    flags = {"dropout_keep_prob": 0.5} | (FIVE if network == "alexnet" else {})
     run(network, "group", tmp_path / "whole", pictures, max_steps=4, **flags)
     run(network, "group", tmp_path / "parts", pictures, max_steps=2, **flags)
     run(network, "group", tmp_path / "parts", pictures, max_steps=4, **flags)
@@ -373,12 +373,12 @@ def test_stopped_and_resumed_is_never_stopped(pictures, tmp_path):
             np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
 
 
-def test_several_devices_train_and_evaluate(pictures, tmp_path):
-    """Of ResNet-18 the layers are the Wide ResNet's (test_distribute.py)."""
+@pytest.mark.parametrize("network", NARROW)
+def test_several_devices_train_and_evaluate(network, pictures, tmp_path):
     words = train_flags(
-        "group", tmp_path / "group", pictures, k=WIDTHS["alexnet"], num_residual_units=2,
-        batch_size=16, max_steps=2, network="alexnet", devices="/CPU:0,/CPU:1",
-        precision="bfloat16", **FIVE,
+        "group", tmp_path / "group", pictures, k=WIDTHS[network], num_residual_units=2,
+        batch_size=16, max_steps=2, network=network, devices="/CPU:0,/CPU:1", precision="bfloat16",
+        **(FIVE if network == "alexnet" else {}),
     )  # fmt: skip
     done = python("train.py", *words)
     assert done.returncode == 0, done.stderr
