@@ -70,30 +70,21 @@ use_preset() { # NAME
         SPLIT_FLAGS=("${COMMON[@]}" --max_steps 1500 --initial_lr 0.05 --lr_step_epoch 1.3)
         WIDTH=1 DROPOUT=0.9 DEEP_DROPOUT=1 REST=8
         ;;
-    resnet18) # ResNet-18x2 on ILSVRC 2012, 60 + 30 epochs of 5,005 steps: not measured
-        DATASET=imagenet TRAINING_IMAGES=1281167
-        COMMON=(--batch_size 256 --l2_weight 1e-4 --val_interval 5000 --checkpoint_interval 5000)
-        ALL_FLAGS=("${COMMON[@]}" --network resnet18 --k 2 --max_steps 450000 --lr_step_epoch '75,85')
-        FIRST_FLAGS=("${COMMON[@]}" --network resnet18 --k 2 --max_steps 300000
-            --lr_step_epoch '45,55')
-        # Groups grow when the network knows the classes, at one speed in all layers, and are sharp
-        # before gamma2 rises (docs/imagenet.md).
+    resnet18 | alexnet) # ResNet-18x2 and AlexNet on ILSVRC 2012, 60 + 30 epochs: not measured
+        DATASET=imagenet TRAINING_IMAGES=1281167 DROPOUT=1 DEEP_DROPOUT=1 REST=4
+        case $1 in
+        resnet18) WIDTH=2 EPOCH=5000 COMMON=(--batch_size 256 --l2_weight 1e-4) ;;
+        alexnet) WIDTH=1 EPOCH=10000 COMMON=(--batch_size 128 --l2_weight 5e-4 --initial_lr 0.01) ;;
+        esac
+        COMMON+=(--val_interval "$EPOCH" --checkpoint_interval "$EPOCH") # about an epoch's steps
+        NEW=("${COMMON[@]}" --network "$1" --k "$WIDTH")
+        ALL_FLAGS=("${NEW[@]}" --max_steps "$((90 * EPOCH))" --lr_step_epoch '75,85')
+        FIRST_FLAGS=("${NEW[@]}" --max_steps "$((60 * EPOCH))" --lr_step_epoch '45,55')
+        # Groups grow when the network knows the classes, at one speed in all layers, and ought to be
+        # sharp before gamma2 rises (docs/imagenet.md).
         GROUP_FLAGS=("${FIRST_FLAGS[@]}" --dropout_keep_prob 1 --group_start_epoch 10
             --group_equal_growth True --gamma2_step_epoch 35)
-        SPLIT_FLAGS=("${COMMON[@]}" --max_steps 150000 --lr_step_epoch '15,25')
-        WIDTH=2 DROPOUT=1 DEEP_DROPOUT=1 REST=4
-        ;;
-    alexnet) # AlexNet on ILSVRC 2012, 60 + 30 epochs of 10,009 steps: not measured
-        DATASET=imagenet TRAINING_IMAGES=1281167
-        COMMON=(--batch_size 128 --l2_weight 5e-4 --initial_lr 0.01 --val_interval 10000
-            --checkpoint_interval 10000)
-        ALL_FLAGS=("${COMMON[@]}" --network alexnet --k 1 --max_steps 900000 --lr_step_epoch '75,85')
-        FIRST_FLAGS=("${COMMON[@]}" --network alexnet --k 1 --max_steps 600000
-            --lr_step_epoch '45,55')
-        GROUP_FLAGS=("${FIRST_FLAGS[@]}" --dropout_keep_prob 1 --group_start_epoch 10
-            --group_equal_growth True --gamma2_step_epoch 35)
-        SPLIT_FLAGS=("${COMMON[@]}" --max_steps 300000 --lr_step_epoch '15,25')
-        WIDTH=1 DROPOUT=1 DEEP_DROPOUT=1 REST=4
+        SPLIT_FLAGS=("${COMMON[@]}" --max_steps "$((30 * EPOCH))" --lr_step_epoch '15,25')
         ;;
     *) fail "PRESET is paper, cpu, smoke, resnet18 or alexnet, not '$1'" ;;
     esac
