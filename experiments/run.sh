@@ -48,14 +48,18 @@ export PYTHON
 # 1 / k, late groups of k = 1 were not decided when gamma2 rose, and fell into one. So it is higher
 # there, and gamma2 grows more (docs/grouping.md). 8 was not tried.
 of_width() {
+    local faster=$((36 / ${EPOCHS:-36}))
     case $1 in
-    8) K_NARROW=5.75 ALIKE=(--gamma1 1.6 --gamma2 4 --group_lr_scale 7) ;;
+    8) K_NARROW=5.75 ALIKE=(--gamma1 1.6 --gamma2 4 --group_lr_scale "$((7 * faster))") ;;
     4) K_NARROW=2.875 ALIKE=() ;;
-    2) K_NARROW=1.4375 ALIKE=(--gamma1 0.4 --gamma2 1 --group_lr_scale 80 --gamma2_growth 15) ;;
-    1) K_NARROW=0.6875 ALIKE=(--gamma1 0.2 --gamma2 0.5 --group_lr_scale 288 --gamma2_growth 20) ;;
+    2) K_NARROW=1.4375 ALIKE=(--gamma1 0.4 --gamma2 1 --gamma2_growth 15 --group_lr_scale "$((80 * faster))") ;;
+    1) K_NARROW=0.6875 ALIKE=(--gamma1 0.2 --gamma2 0.5 --gamma2_growth 20 --group_lr_scale "$((288 * faster))") ;;
     *) fail "K is 1, 2, 4 or 8, not '$K': give a row another width by --k" ;;
     esac
-    [ "${K:+$PRESET}" = cpu ] || ALIKE=()
+    case ${K:+$PRESET} in
+    cpu*) ;;
+    *) ALIKE=() ;;
+    esac
 }
 
 # NET is for the stages that make a network, RATE for all.

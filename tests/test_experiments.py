@@ -438,7 +438,9 @@ def test_dropout_is_where_the_paper_has_it(caught):
 
 @pytest.mark.parametrize(
     "preset, k",
-    [(preset, "") for preset in ("paper", "cpu", "smoke")] + [("cpu", k) for k in ("1", "2", "8")],
+    [(preset, "") for preset in ("paper", "cpu", "cpu18", "smoke")]
+    + [("cpu", k) for k in ("1", "2", "8")]
+    + [("cpu18", k) for k in ("2", "8")],
 )
 def test_rows_have_the_same_number_of_steps(preset, k, caught):
     """Steps and drops of the rate of all rows are those of group.sh and split.sh."""
@@ -464,10 +466,14 @@ def test_rows_have_the_same_number_of_steps(preset, k, caught):
     if whole.lr_schedule != "step":  # one line through both stages
         assert rates(whole) == rates(group) + rates(split)
     assert whole.k == group.k == first.k
-    if preset == "cpu":  # groups form alike at every width
+    if preset in ("cpu", "cpu18"):  # groups form alike at every width, in half the epochs too
         assert [group.gamma1 / group.k, group.gamma2 / group.k] == pytest.approx([0.2, 0.5])
         assert group.gamma3 == 16
-        assert group.group_lr_scale == {1: 288, 2: 80, 4: 24, 8: 7}[group.k]
+        epochs = whole.max_steps / per_epoch
+        assert epochs == {"cpu": 36, "cpu18": 18}[preset]
+        assert group.group_lr_scale == {1: 288, 2: 80, 4: 24, 8: 7}[group.k] * 36 / epochs
+        times = [group.max_steps / per_epoch, group.group_start_epoch, *group.gamma2_step_epoch]
+        assert [time / epochs for time in times] == pytest.approx([9 / 36, 6 / 36, 8 / 36])
     target = resnet.count(resnet.equal_tree(resnet.NetworkConfig(k=whole.k, groups=(2, 2, 2))))[0]
 
     def distance(k):

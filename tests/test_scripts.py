@@ -147,7 +147,7 @@ def test_scripts_keep_to_bash_3(pattern):
         assert [line for line in code if re.search(pattern, line)] == [], path
 
 
-@pytest.mark.parametrize("preset", ["paper", "cpu", "smoke", "resnet18", "alexnet"])
+@pytest.mark.parametrize("preset", ["paper", "cpu", "cpu18", "smoke", "resnet18", "alexnet"])
 @pytest.mark.parametrize("script", ["group.sh", "split.sh"])
 def test_presets_are_valid(script, preset, tmp_path):
     """The flags of a script, caught on their way to train.py, pass its checks."""
@@ -190,7 +190,7 @@ def test_unknown_preset():
         done = run_script(script, PRESET="huge", PYTHON=sys.executable, check=False)
         assert (
             done.returncode == 2
-            and "PRESET is paper, cpu, smoke, resnet18 or alexnet" in done.stderr
+            and "PRESET is paper, cpu, cpu18, smoke, resnet18 or alexnet" in done.stderr
         )
     done = run_script("quickstart.sh", PRESET="alexnet", DATA_DIR="/no", check=False)
     assert done.returncode == 2 and "give --data PICTURES" in done.stderr
