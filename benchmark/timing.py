@@ -33,10 +33,8 @@ class TimedProcess:
 
     def __init__(self, make: Callable, *args, threads: tuple[int, int] | None = None):
         self._pipe, theirs = multiprocessing.Pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-        )
+        command = [sys.executable, os.path.abspath(__file__)]
+        self._process = subprocess.Popen(command, stdin=theirs.fileno())
         theirs.close()
         try:
             self.about = self._ask((make.__module__, make.__name__, args, threads))
@@ -93,7 +91,7 @@ def compare(baseline: TimedProcess, other: TimedProcess, repeats: int) -> dict[s
 def main() -> None:
     """The timed process; it ends when the other side closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other side's to answer
-    pipe = multiprocessing.connection.Connection(int(sys.argv[1]))
+    pipe = multiprocessing.connection.Connection(sys.stdin.fileno())
     try:
         module, name, args, threads = pipe.recv()
         here = os.path.dirname(os.path.realpath(__file__))

@@ -117,12 +117,13 @@ def stand_in():
     return forkserver.start()
 
 
-def python(script, *flags, **settings):
+def python(script, *flags, fork=None, **settings):
     """Run a script of the project as a user does; the finished process, with its output as text.
 
-    In a fork of a process that has loaded TensorFlow, unless there are `settings`.
+    In a fork of a process that has loaded TensorFlow, unless there are `settings`, which may be
+    meant for its start.
     """
-    interpreter = sys.executable if settings else stand_in()
+    interpreter = stand_in() if fork or (fork is None and not settings) else sys.executable
     command = [interpreter, os.path.join(ROOT, script), *map(str, flags)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, **settings)
 

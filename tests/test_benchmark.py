@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, fails, grouped_net, images, inside, randomize
+from conftest import ROOT, fails, grouped_net, images, inside, randomize, stand_in
 
 import objective
 import resnet
@@ -65,7 +65,16 @@ def test_equal_groups_are_equal():
         assert sizes.max() - sizes.min() <= 1, name
 
 
-def test_the_whole_benchmark(monkeypatch, tmp_path):
+@pytest.fixture
+def forks(monkeypatch):
+    """Timed processes are forks of one that has loaded TensorFlow, which takes most of their time.
+
+    Not where their start or what they load is looked at, below.
+    """
+    monkeypatch.setattr(sys, "executable", stand_in())
+
+
+def test_the_whole_benchmark(monkeypatch, forks, tmp_path):
     """Every part, as a person runs it, with fewer rows."""
     monkeypatch.setattr(benchmark, "ROWS", [benchmark.ROWS[i] for i in (0, 1, 3, 8, 9)])
     monkeypatch.setattr(benchmark, "STEPS", benchmark.STEPS[:2])
@@ -133,7 +142,7 @@ def test_keras_has_the_same_network(network, k, size):
     assert sum(map(np.prod, shapes[0])) == sum(map(np.prod, shapes[1]))
 
 
-def test_other_networks(monkeypatch, tmp_path):
+def test_other_networks(monkeypatch, forks, tmp_path):
     """What a device holds of a tree; only what is there for them is taken."""
     monkeypatch.setitem(benchmark.OTHER_ROWS, "alexnet", benchmark.OTHER_ROWS["alexnet"][::5])
     monkeypatch.setattr(benchmark, "STEPS", benchmark.STEPS[:1])
@@ -184,7 +193,7 @@ def test_what_is_refused(tmp_path):
     fails("benchmark", *flags, "--checkpoint", tmp_path, says="is no tree of a WRN-16-1")
 
 
-def test_a_given_tree_has_rows_of_its_own(monkeypatch, tmp_path):
+def test_a_given_tree_has_rows_of_its_own(monkeypatch, forks, tmp_path):
     monkeypatch.setattr(benchmark, "ROWS", [benchmark.ROWS[0], benchmark.ROWS[9]])
     with rundir.Run(str(tmp_path)) as run:
         tree = resnet.split(grouped_net((2, 2, 2)))

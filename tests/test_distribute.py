@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, fails, free_port, inside, python, train_flags, write_data
+from conftest import ROOT, fails, free_port, inside, python, stand_in, train_flags, write_data
 
 import cifar100
 import rundir
@@ -146,10 +146,13 @@ def test_what_is_refused(data, tmp_path):
 # ---------------------------------------------------------------- several machines
 
 
-def start_workers(run, data, **flags):
-    """Two processes of train.py that TF_CONFIG joins; `data` may be a folder for each."""
+def start_workers(run, data, fork=True, **flags):
+    """Two processes of train.py that TF_CONFIG joins; `data` may be a folder for each.
+
+    They are forks of one that has loaded TensorFlow, unless they are to get signals.
+    """
     cluster = {"worker": [f"127.0.0.1:{free_port()}" for _ in range(2)]}
-    command = [sys.executable, os.path.join(ROOT, "train.py")]
+    command = [stand_in() if fork else sys.executable, os.path.join(ROOT, "train.py")]
     folders = data if isinstance(data, list) else [data, data]
     return [
         subprocess.Popen(
@@ -198,7 +201,7 @@ def test_workers_with_other_data_are_refused(data, tmp_path):
 def test_worker_that_ends_ends_the_run(number, status, data, tmp_path):
     """Interrupted, both save and stop, and go on together; killed, the other says so."""
     run = tmp_path / "run"
-    workers = start_workers(run, data, max_steps=100000, display=1)
+    workers = start_workers(run, data, fork=False, max_steps=100000, display=1)
     while not os.path.exists(run / "metrics.jsonl") or not metrics(run):
         assert workers[0].poll() is None, workers[0].communicate()
         time.sleep(0.5)

@@ -54,7 +54,8 @@ def twice(tmp_path_factory, data_dir):
             more["split"] = {"basemodel": root / "group_1"}
             for folder in made[stage]:
                 flags = train_flags(stage, folder, data_dir, batch_size=30, **more[stage])
-                done = python("train.py", *flags, env=environment(ONEDNN_MAX_CPU_ISA="AVX2"))
+                env = environment(ONEDNN_MAX_CPU_ISA="AVX2")  # which oneDNN reads when it is used
+                done = python("train.py", *flags, fork=True, env=env)
                 assert done.returncode == 0, done.stderr
         return made[stage]
 
@@ -135,7 +136,7 @@ def test_a_run_and_an_evaluation_say_that_bfloat16_is_slow(tmp_path, data_dir):
          "--train_dir", tmp_path, "--batch_size", 8),
         ("eval.py", "--checkpoint", tmp_path),
     ):  # fmt: skip
-        done = python(*words, *precision, env=env)
+        done = python(*words, *precision, fork=True, env=env)
         assert done.returncode == 0, done.stderr
         slow = "--precision bfloat16 may be slower than float32"
         assert done.stdout.count(slow) == rundir.is_x86()
