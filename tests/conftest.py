@@ -1,6 +1,7 @@
 """Shared by the tests: small data sets, networks with random numbers, scripts as processes."""
 
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -47,6 +48,11 @@ def pytest_collection_modifyitems(items):
     """The files that take longest first, so that all processes end at about the same time."""
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.module.__name__, len(LONGEST)))
+
+
+def pytest_collection_finish():
+    """What has been imported stays: no need to look through it for garbage again and again."""
+    gc.freeze()
 
 
 def randomize(net, seed=0, groups=None):

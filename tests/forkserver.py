@@ -8,6 +8,7 @@ what TensorFlow reads at its import, start real processes.
 
 import atexit
 import functools
+import gc
 import json
 import os
 import runpy
@@ -48,6 +49,7 @@ def serve(folder: str) -> None:
     from utils import tf
 
     tf.Module  # noqa: B018, loads TensorFlow
+    gc.freeze()  # else every fork would look through all of it, which copies its memory
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     server = os.getpid()
     if os.fork() == 0:  # ends the server when standard input does
