@@ -588,10 +588,12 @@ def test_pretrained_networks_have_the_published_numbers(tmp_path):
 
 @pytest.fixture
 def widths(tmp_path):
-    """Published rows of three widths whose gaps are c / k of 8, 10 and 4 points, two seeds each."""
-    for k in (1, 2, 4):
-        folder = tmp_path / "results" / (f"trend/k{k}" if k < 4 else "")
+    """Published rows of three widths whose gaps are c / k of 8, 10 and 4 points, two seeds each;
+    of the fourth, elsewhere, they are twice that."""
+    for k in (1, 2, 4, 8):
+        folder = tmp_path / {4: "results", 8: "k8"}.get(k, f"results/trend/k{k}")
         for row, c in [("baseline", 0), ("deep_2-2-2", 8), ("deep_2-2-2-R", 10), ("narrow", 4)]:
+            c *= 1 + (k == 8)
             for seed in (0, 1):
                 here = folder / row / (f"seed{seed}" if seed else "")
                 here.mkdir(parents=True)
@@ -638,6 +640,13 @@ def test_the_trend_finds_the_law(widths, tmp_path, monkeypatch):
         ]  # fmt: skip
     assert file.stat().st_size > 10000
     assert page.read_text().startswith("# Ours\n<!-- trend") and "more" in page.read_text()
+    # What is said of k = 8 stays, beside what comes out.
+    wide = trend.gaps(trend.by_width([*widths, str(tmp_path / "k8")]))
+    cells = [
+        cell.split(" ± ")[0].strip() for cell in trend.gap_table(wide).splitlines()[2].split("|")
+    ]
+    assert cells[2:-1] == ["8.00", "4.00", "2.00", "2.00", "8.0", "7.6", "1.00", "1.00", "1.00"]
+    trend.draw(wide)
 
 
 def test_what_the_trend_refuses(widths, tmp_path):
