@@ -3,8 +3,9 @@
     python -m experiments.publish runs/cpu/table
     python -m experiments.publish runs/cpu-k2/table --results results/trend/k2
 
-The second form is for rows of another width than that of results/: their networks stay. Both
-networks are of one seed, --pretrained_seed.
+The second form is for rows of another width than that of results/: their networks stay, but for
+the tree, the smaller one, where --pretrained names a folder. Both networks are of one seed,
+--pretrained_seed.
 """
 
 from __future__ import annotations
@@ -36,22 +37,28 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("folder", nargs="?", type=utils.path, help="what experiments/run.sh filled")
     add("--results", type=utils.path, default=RESULTS, help=f"where to (default: {RESULTS})")
+    add("--pretrained", type=utils.path, default="",
+        help=f"where networks go (default: {PRETRAINED}, if rows go to {RESULTS})")  # fmt: skip
     add("--pretrained_seed", type=utils.number(int, low=0), default=0,
-        help=f"whose networks go into {PRETRAINED}/ (default: 0)")  # fmt: skip
-    return parser.parse_args(argv)
+        help="whose networks go there (default: 0)")  # fmt: skip
+    flags = parser.parse_args(argv)
+    if not flags.pretrained and os.path.abspath(flags.results) == os.path.abspath(RESULTS):
+        flags.pretrained = PRETRAINED
+    return flags
 
 
 def publish(
     folder: str,
     results_by_row: dict[str, list[dict]],
     to: str = RESULTS,
+    pretrained: str = PRETRAINED,
     pretrained_seed: int = 0,
 ) -> list[str]:
     """Copy each row's result, flags, thinned metrics, groups and pictures into `to`.
 
     The baseline that given groups cut is copied as a part of their row. The weights of
-    PRETRAINED_ROWS of one seed, without the optimizer's state, go to PRETRAINED. Returns the
-    folders that it wrote.
+    PRETRAINED_ROWS of one seed, without the optimizer's state, go to `pretrained` ('': nowhere),
+    where this is not PRETRAINED those of trees only. Returns the folders that it wrote.
 
     Raises:
         ValueError: they are published already, or `to` holds those of another preset, network
@@ -70,7 +77,8 @@ def publish(
     for row, results in results_by_row.items():
         both[row] = both.get(row, []) + results
     check_alike(both, f"{to} with {folder}")
-    of_results = os.path.abspath(to) == os.path.abspath(RESULTS)
+    networks = PRETRAINED_ROWS if pretrained == PRETRAINED else filter(is_tree, PRETRAINED_ROWS)
+    networks = {row: os.path.join(pretrained, row) for row in networks if pretrained}
     for row, results in results_by_row.items():
         for result in results:
             _check_parts(row, result)
@@ -85,12 +93,11 @@ def publish(
             _publish_pictures(run, target, same)
             if is_tree(row):
                 _publish_base(run, target, folder)
-            if of_results and row in PRETRAINED_ROWS and seed == pretrained_seed:
-                weights = os.path.join(PRETRAINED, row)
+            if row in networks and seed == pretrained_seed:
                 checkpoint = os.path.join(run, os.path.basename(result["checkpoint"]))
-                with utils.replacing(weights) as part:
+                with utils.replacing(networks[row]) as part:
                     export_weights(checkpoint, part)
-                folders.append(weights)
+                folders.append(networks[row])
             published = _without_machine({k: v for k, v in result.items() if k != "path"}, folder)
             utils.write_json(os.path.join(target, "result.json"), published)
             folders.append(target)
@@ -210,13 +217,15 @@ def thin(records: list[dict]) -> list[dict]:
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
-    folders = publish(
-        flags.folder, find_results(flags.folder), flags.results, flags.pretrained_seed
-    )
+    to = (flags.results, flags.pretrained, flags.pretrained_seed)
+    folders = publish(flags.folder, find_results(flags.folder), *to)
     print("published: " + ", ".join(folders))
-    if flags.results == RESULTS and PRETRAINED not in map(os.path.dirname, folders):
+    if flags.pretrained and flags.pretrained not in map(os.path.dirname, folders):
         rows = " or ".join(PRETRAINED_ROWS)
-        print(f"{PRETRAINED}/ stays as it is: there was no {rows} of seed {flags.pretrained_seed}")
+        print(
+            f"{flags.pretrained}/ stays as it is: there was no {rows} of seed "
+            f"{flags.pretrained_seed}"
+        )
     return 0
 
 

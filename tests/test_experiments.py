@@ -333,6 +333,23 @@ def test_networks_go_to_pretrained_from_results_only(made, tmp_path, monkeypatch
         assert (tmp_path / publish.PRETRAINED).exists() == kept
 
 
+def test_the_tree_of_another_width_goes_where_it_is_told(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for row in publish.PRETRAINED_ROWS:
+        shutil.copytree(made / "seed0" / row, tmp_path / "runs" / row)
+    flags = ("--results", "results/trend/k8", "--pretrained", "pretrained/wrn-16-8")
+    assert inside("experiments/publish.py", "runs", *flags)[0] == 0
+    assert os.listdir(tmp_path / "pretrained") == ["wrn-16-8"]
+    assert os.listdir(tmp_path / "pretrained" / "wrn-16-8") == ["deep_2-2-2"]
+    weights = tmp_path / "pretrained" / "wrn-16-8" / "deep_2-2-2"
+    data = made.parent / "data"
+    status, _, error = inside("eval.py", "--checkpoint", weights, "--data_dir", data)
+    assert status == 0, error
+    again = utils.read_json(weights / "eval" / "result.json")
+    old = utils.read_json(tmp_path / "results/trend/k8/deep_2-2-2/result.json")
+    assert again["correct"] == old["correct"]
+
+
 def test_publishing_that_is_stopped_leaves_no_row(made, tmp_path, monkeypatch):
     """A row whose parts are of two trainings must not pass for one; its network stays whole."""
     monkeypatch.chdir(tmp_path)
