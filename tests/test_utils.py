@@ -1,5 +1,6 @@
 """utils.py: flags, the learning rate, atomic files, the run directory."""
 
+import gc
 import json
 import os
 import subprocess
@@ -21,6 +22,24 @@ def test_learning_rate_drops_at_epochs():
     assert rates == [0.1, 0.1, 0.05, 0.05, 0.025, 0.025]
     assert objective.stepwise(25, 10, 0.1, 0.5, [2.55]) == 0.1
     assert objective.stepwise(99, 10, 0.1, 0.5, []) == 0.1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_collection_goes_on_after_an_import(enabled, monkeypatch):
+    """As it was; only a command, whose process is its own, has less to look through."""
+    kept = gc.get_freeze_count()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(ImportError), utils._without_collection():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() == enabled and gc.get_freeze_count() == kept
+        monkeypatch.setattr(utils, "is_command", lambda: True)
+        with utils._without_collection():
+            pass
+        assert gc.isenabled() == enabled and gc.get_freeze_count() > kept
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("text", ["True", "true", "1", "yes"])
