@@ -245,7 +245,7 @@ def slow_groups(
 ) -> list[str]:
     """A warning where the slowest groups of a network have too few steps to get sharp
     (docs/grouping.md), or none."""
-    if flags.group_equal_growth or not flags.gamma1:
+    if flags.group_equal_growth or flags.groups or not flags.gamma1:
         return []
     # A factor of e takes a matrix of two groups V D steps at a rate of 0.1, V being how many values
     # R_D is the mean of. 8 of them make a group sharp.

@@ -23,6 +23,8 @@ import resnet
 import rundir
 import utils
 
+SURE = 100.0  # alpha of the one group that a feature is given to: the shares of others are 0
+
 
 # ---------------------------------------------------------------- networks out of checkpoints
 
@@ -275,7 +277,8 @@ def network_from_weights(path: str, tensors, flags: argparse.Namespace, run_info
     base, description = load_network(path, tensors, **changes)
     if flags.stage != "split" and isinstance(base, resnet.Dense):
         _check_network(path, base.config, flags, groups=False)
-        return _new_network_with(base, description, flags, run_info), description
+        net = _new_network_with(base, description, flags, run_info)
+        return _with_given_groups(net, flags), description
     check_dataset(path, description, run_info, flags.data_dir)
     check_images(path, base, flags.data_dir)
     grouped = max(base.config.groups) > 1
@@ -333,6 +336,17 @@ def _new_network_with(base, description: dict, flags, run_info: dict) -> resnet.
         shown = [grouping.format_groups(c.groups) for c in (base.config, config)]
         print("its groups are {}, not {}: all indicators start anew".format(*shown))
     return _with_weights_of(base, config, flags.seed, new)
+
+
+def _with_given_groups(net: resnet.Dense, flags: argparse.Namespace) -> resnet.Dense:
+    """The network of stage group, with the groups that --groups gives if it does, for good: where
+    indicators are exactly 0 and 1, no gradient moves them, and only the weights follow."""
+    if flags.groups:
+        given = _given_groups(flags, net.config.groups[-1])
+        for name, group_of in grouping.given_assignment(net.config, given).items():
+            alpha = net.alphas[name]
+            alpha.assign(SURE * np.eye(alpha.shape[0])[group_of].T)
+    return net
 
 
 def _cut_into_given_groups(path: str, base, flags: argparse.Namespace) -> resnet.Tree:
@@ -467,7 +481,7 @@ def starting_point(flags: argparse.Namespace, run: rundir.Run, run_info: dict):
             )
         return net, None, run_info | _origin(description, run_info)
     print(f"starting from new weights, seed {flags.seed}")
-    net = resnet.make(network_config(flags), seed=flags.seed)
+    net = _with_given_groups(resnet.make(network_config(flags), seed=flags.seed), flags)
     return net, None, run_info | {"basemodel_sha256": ""}
 
 

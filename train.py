@@ -53,8 +53,9 @@ def _flag_table() -> list[tuple]:
          "number of groups of unit_2 (resnet18: conv4, alexnet: fc6), likewise"),
         ("ngroups4", count, 1, ("group", "split"), "number of groups of alexnet's conv5, likewise"),
         ("ngroups5", count, 1, ("group", "split"), "number of groups of alexnet's conv4, likewise"),
-        ("groups", utils.path, "", ("split",),
-         "JSON file of class groups to cut a baseline into (experiments/variants.py makes some)"),
+        ("groups", utils.path, "", ("group", "split"),
+         "JSON file of class groups to cut a baseline into, or in stage group to train into "
+         "(experiments/variants.py makes some)"),
         ("equal_groups", utils.boolean, False, ("split",),
          "cut into groups of equal size, with the largest sum of log shares"),
         ("l2_weight", weight, 1e-4, STAGES,

@@ -11,6 +11,7 @@ from experiments import variants
 import grouping
 import resnet
 import restore
+import rundir
 import utils
 
 DATA = {
@@ -145,6 +146,40 @@ def test_a_baseline_is_cut_into_given_groups(kind, baseline, data_dir, tmp_path)
     if kind == "random":
         expected = variants.random(4, 100, seed=3)
         assert result["group_classes"] == [group.tolist() for group in expected]
+
+
+@pytest.mark.parametrize("start", ["new", "baseline"])
+def test_weights_are_trained_into_given_groups(start, baseline, data_dir, tmp_path):
+    """Their indicators are 0 and 1 from the first step to the last; the cut makes their tree."""
+    file = write_variant("random", tmp_path, data_dir, "--groups", "2-4-4")
+    run, flags = tmp_path / "group", NGROUPS | {"groups": file, "display": 1, "gamma2": 50}
+    if start == "baseline":
+        flags["basemodel"] = baseline
+    for steps in (4, 8):  # and goes on
+        more = {"max_steps": steps, "l2_weight": 0, "group_lr_scale": 100}
+        status, _, error = inside("train.py", *train_flags("group", run, data_dir, **flags, **more))
+        assert status == 0, error
+    result = utils.read_json(run / "result.json")
+    assert result["class_groups"] == "random"
+    expected = grouping.given_assignment(
+        resnet.NetworkConfig(1, k=1, groups=(2, 4, 4)), variants.random(4, 100, seed=0)
+    )
+    net, _ = restore.load_network(rundir.find_checkpoint(str(run)))
+    assert net.alphas.keys() == expected.keys()
+    for name, alpha in net.alphas.items():
+        soft = grouping.soft_assignment(alpha).numpy()
+        np.testing.assert_array_equal(soft, np.eye(len(soft))[expected[name]].T)
+    with open(run / "metrics.jsonl") as lines:
+        terms = [record for record in map(json.loads, lines) if "loss" in record]
+    assert all(np.isfinite(record["loss"]) and record["overlap"] == 0 for record in terms)
+    assert terms[-1]["weight_split"] < terms[0]["weight_split"]
+    tree = cut(run, tmp_path / "tree", data_dir, max_steps=1)
+    assert tree["group_classes"] == result["group_classes"] and tree["class_groups"] == "random"
+    others = NGROUPS | {
+        "groups": write_variant("semantic", tmp_path, data_dir, "--groups", "2-4-4")
+    }
+    others = train_flags("group", run, data_dir, max_steps=9, **others)
+    fails("train.py", *others, says="is of other groups than those in")
 
 
 def test_a_tree_of_given_groups_goes_on(baseline, data_dir, tmp_path):
