@@ -419,7 +419,7 @@ def test_split_checkpoint_describes_itself(runs):
         ("group", {"gama1": 1}, "did you mean --gamma1?"),
         ("baseline", {"gamma1": 1}, "no effect in stage baseline"),
         ("baseline", {"ngroups1": 2}, "no effect in stage baseline"),
-        ("group", {"groups": "random"}, "no effect in stage group"),
+        ("baseline", {"groups": "random"}, "no effect in stage baseline"),
         ("split", {"basemodel": "x", "group_lr_scale": 2}, "no effect in stage split"),
         ("split", {}, "--basemodel"),
         ("group", {"equal_groups": True}, "no effect in stage group"),
