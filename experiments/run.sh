@@ -46,7 +46,8 @@ export PYTHON
 # ALIKE lets the groups of the preset `cpu` take about the same course. R_W, a mean over a layer's
 # rows, pulls on one weight with 1 / k, so gamma1 and gamma2 go with k. With a rate that goes with
 # 1 / k, late groups of k = 1 were not decided when gamma2 rose, and fell into one. So it is higher
-# there, and gamma2 grows more (docs/grouping.md). 8 was not tried.
+# there, and gamma2 grows more. 8 was tried with half the epochs: its groups form somewhat late
+# (docs/grouping.md).
 of_width() {
     local faster=$((36 / ${EPOCHS:-36}))
     case $1 in
