@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -270,8 +271,10 @@ def test_waiting_is_measured_after_the_batches_that_were_ready(monkeypatch):
 
 
 def test_first_step_is_counted_from_the_processs_start():
+    begun = time.monotonic()
     with timing.TimedProcess(cases.make_training, "baseline", 1.0, 1, "float32", 2) as it:
-        assert 1 < it.about["first_step_seconds"] < 60
+        whole = time.monotonic() - begun  # TensorFlow's import, most of it, and two steps
+        assert whole / 2 < it.about["first_step_seconds"] < whole + 0.1
         assert it.seconds() < it.about["first_step_seconds"]
 
 
