@@ -44,6 +44,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if not flags.pretrained and os.path.abspath(flags.results) == os.path.abspath(RESULTS):
         flags.pretrained = PRETRAINED
+    flags.pretrained = flags.pretrained and os.path.normpath(flags.pretrained)
     return flags
 
 
@@ -77,7 +78,8 @@ def publish(
     for row, results in results_by_row.items():
         both[row] = both.get(row, []) + results
     check_alike(both, f"{to} with {folder}")
-    networks = PRETRAINED_ROWS if pretrained == PRETRAINED else filter(is_tree, PRETRAINED_ROWS)
+    whole = os.path.abspath(pretrained) == os.path.abspath(PRETRAINED)
+    networks = PRETRAINED_ROWS if whole else filter(is_tree, PRETRAINED_ROWS)
     networks = {row: os.path.join(pretrained, row) for row in networks if pretrained}
     for row, results in results_by_row.items():
         for result in results:

@@ -331,6 +331,10 @@ def test_networks_go_to_pretrained_from_results_only(made, tmp_path, monkeypatch
         assert status == 0 and ("stays as it is" in out) == (seed == 1)
         assert (tmp_path / to / "baseline" / "result.json").exists()
         assert (tmp_path / publish.PRETRAINED).exists() == kept
+    shutil.rmtree(tmp_path / publish.PRETRAINED)
+    status, out, _ = inside("experiments/publish.py", "runs", "--pretrained", "./pretrained/")
+    assert status == 0 and "stays as it is" not in out
+    assert os.listdir(tmp_path / publish.PRETRAINED) == ["baseline"]
 
 
 def test_the_tree_of_another_width_goes_where_it_is_told(made, tmp_path, monkeypatch):
