@@ -6,7 +6,7 @@ takes the published rows of each width that is named (`python -m experiments.pub
 runs/cpu-k2/table --results results/trend/k2`). The law that is tested says that the gap is c / k
 with one c for each row: a saving of weights costs in proportion to 1/k. Where another power of 1/k
 fits the gaps better, the table says which. Both are fitted to the widths below the paper's k = 8,
-so that what they say of it stays as it was when that is measured.
+so that what they say of it stays as it was when that is measured. Each preset has its own trend.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from experiments.rows import RESULTS, check_same, find_results
 from experiments.tables import write_into
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ROWS = {"deep_2-2-2": "learned groups", "deep_2-2-2-R": "random groups", "narrow": "narrow"}
@@ -46,6 +47,21 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     flags.folders = flags.folders or [RESULTS, *sorted(glob.glob(f"{RESULTS}/trend/k*"))]
     return flags
+
+
+def by_preset(folders: Sequence[str]) -> dict[str, dict[float, dict[str, list[dict]]]]:
+    """`by_width` of the folders of each preset.
+
+    Raises:
+        ValueError: as `by_width`, or presets are mixed and one has a single width: no trend.
+    """
+    folders_by_preset: dict[str, list[str]] = {}
+    for folder in folders:
+        first = next(iter(find_results(folder).values()))[0]
+        folders_by_preset.setdefault(first["preset"], []).append(folder)
+    if min(map(len, folders_by_preset.values())) == 1:
+        return {next(iter(folders_by_preset)): by_width(folders)}
+    return {preset: by_width(some) for preset, some in folders_by_preset.items()}
 
 
 def by_width(folders: Sequence[str]) -> dict[float, dict[str, list[dict]]]:
@@ -142,18 +158,29 @@ def gap_table(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> str:
     return utils.markdown_table(lines)
 
 
-def page(widths: dict[float, dict[str, list[dict]]]) -> str:
-    """Both tables."""
-    return f"{error_table(widths)}\n\n{gap_table(gaps(widths))}"
+def page(presets: dict[str, dict[float, dict[str, list[dict]]]]) -> str:
+    """Both tables of each preset."""
+    parts = []
+    for preset, widths in presets.items():
+        parts += [f"Preset `{preset}`:"] if len(presets) > 1 else []
+        parts += [error_table(widths), gap_table(gaps(widths))]
+    return "\n\n".join(parts)
 
 
-def draw(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> Figure:
-    """Gaps over 1/k with their standard errors; the law and the best power, fitted; predictions."""
+def draw(presets: dict[str, dict[str, list[tuple[float, float, float]]]]) -> Figure:
+    """`gaps` of each preset over 1/k; the law and the best power, fitted; predictions."""
     with utils.surroundings():  # as in report/figures.py
         from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=110)
-    axes = figure.subplots()
+    figure = Figure(figsize=(6.4 * len(presets), 4.2), layout="constrained", dpi=110)
+    panels = figure.subplots(1, len(presets), squeeze=False)[0]
+    for axes, preset in zip(panels, presets, strict=True):
+        _draw_gaps(axes, presets[preset])
+        axes.set_title(f"preset {preset}" if len(presets) > 1 else "")
+    return figure
+
+
+def _draw_gaps(axes: Axes, gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> None:
     widths = sorted({k for points in gaps_by_row.values() for k, *_ in points})
     x = np.linspace(1e-3, 1.05 / widths[0], 200)
     lowest, legend = 0, []
@@ -178,20 +205,19 @@ def draw(gaps_by_row: dict[str, list[tuple[float, float, float]]]) -> Figure:
     axes.set(xlim=(0, None), ylim=(lowest, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(handles=legend, frameon=False)
-    return figure
 
 
 def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
-    widths = by_width(flags.folders)
-    gaps_by_row = gaps(widths)
-    if not gaps_by_row:
+    presets = by_preset(flags.folders)
+    gaps_by_preset = {preset: gaps(widths) for preset, widths in presets.items()}
+    if not all(gaps_by_preset.values()):
         raise ValueError(f"there are none of the rows {', '.join(ROWS)}: publish some")
-    text = page(widths)
+    text = page(presets)
     print(text)
     if flags.output_file:
         utils.check_file(flags.output_file, "output_file")
-        draw(gaps_by_row).savefig(flags.output_file)
+        draw(gaps_by_preset).savefig(flags.output_file)
         print(f"\nwritten: {flags.output_file}")
     if flags.write:
         write_into(flags.write, {"trend": text})

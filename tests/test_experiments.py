@@ -572,7 +572,7 @@ def test_published_results_are_in_the_readme(monkeypatch):
         ("README.md", tables.summary(found)),
         ("docs/results.md", tables.page(found)),
         ("experiments/README.md", tables.commands(found)),
-        ("docs/results.md", trend.page(trend.by_width(trend.parse_flags([]).folders))),
+        ("docs/results.md", trend.page(trend.by_preset(trend.parse_flags([]).folders))),
     ):
         with open(os.path.join(ROOT, page), encoding="utf-8") as file:
             assert text in file.read(), f"python -m experiments.tables (or trend) --write {page}"
@@ -627,6 +627,12 @@ def widths(tmp_path):
     return [str(tmp_path / "results" / name) for name in ("", "trend/k1", "trend/k2")]
 
 
+def _set_preset(folder, preset):
+    for row in ("baseline", "deep_2-2-2", "deep_2-2-2-R", "narrow"):
+        for file in glob.glob(f"{folder}/{row}/**/result.json", recursive=True):
+            utils.write_json(file, utils.read_json(file) | {"preset": preset})
+
+
 def test_the_trend_finds_the_law(widths, tmp_path, monkeypatch):
     found = trend.gaps(trend.by_width(widths))
     assert found == trend.gaps(trend.by_width(widths[::-1]))
@@ -667,15 +673,35 @@ def test_the_trend_finds_the_law(widths, tmp_path, monkeypatch):
         cell.split(" ± ")[0].strip() for cell in trend.gap_table(wide).splitlines()[2].split("|")
     ]
     assert cells[2:-1] == ["8.00", "4.00", "2.00", "2.00", "8.0", "7.6", "1.00", "1.00", "1.00"]
-    trend.draw(wide)
+    trend.draw({"cpu": wide})
+
+
+def test_each_preset_has_a_trend(widths, tmp_path):
+    for folder in (widths[2], str(tmp_path / "k8")):
+        _set_preset(folder, "cpu18")
+    file = tmp_path / "trend.png"
+    flags = (*widths, tmp_path / "k8", "--output_file", file)
+    status, out, error = inside("experiments/trend.py", *flags)
+    assert status == 0, error
+    first, second = out.split("Preset `cpu18`:")
+    assert first.startswith("Preset `cpu`:") and file.stat().st_size > 10000
+    names = [re.findall(r"(?m)^\| not split.*", text) for text in (first, second)]
+    assert [len(re.findall(r"\(2\)", line)) for (line,) in names] == [2, 2]
+    # Of cpu18, c is that of k = 2.
+    cells = second.split("learned groups")[2].split("|")
+    assert [cell.split(" ± ")[0].strip() for cell in cells[1:6]] == [
+        "4.00",
+        "2.00",
+        "8.0",
+        "7.6",
+        "1.00",
+    ]
 
 
 def test_what_the_trend_refuses(widths, tmp_path):
     fails("experiments/trend.py", *widths, widths[1], says="k1 is of k = 1, as another folder is")
     fails("experiments/trend.py", tmp_path / "no", says="there is no folder")
-    for row in ("baseline", "deep_2-2-2", "deep_2-2-2-R", "narrow"):
-        for file in glob.glob(f"{widths[1]}/{row}/**/result.json", recursive=True):
-            utils.write_json(file, utils.read_json(file) | {"preset": "smoke"})
+    _set_preset(widths[1], "smoke")
     fails("experiments/trend.py", *widths, says="the trend mixes presets (cpu, smoke)")
     shutil.rmtree(os.path.join(widths[2], "baseline"))
     fails("experiments/trend.py", *widths, says="k2 has no baseline")
