@@ -689,13 +689,8 @@ def test_each_preset_has_a_trend(widths, tmp_path):
     assert [len(re.findall(r"\(2\)", line)) for (line,) in names] == [2, 2]
     # Of cpu18, c is that of k = 2.
     cells = second.split("learned groups")[2].split("|")
-    assert [cell.split(" ± ")[0].strip() for cell in cells[1:6]] == [
-        "4.00",
-        "2.00",
-        "8.0",
-        "7.6",
-        "1.00",
-    ]
+    values = [cell.split(" ± ")[0].strip() for cell in cells[1:6]]
+    assert values == ["4.00", "2.00", "8.0", "7.6", "1.00"]
 
 
 def test_what_the_trend_refuses(widths, tmp_path):
